@@ -1,0 +1,134 @@
+//! The one place that decides. `(principal, action, target, roles) -> Decision`, with the reason.
+
+use super::principal::{GROUP_ADMINS, Principal};
+use serde::{Deserialize, Serialize};
+
+/// What is asked for, in Kubernetes verbs (`get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `use`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Action<'a> {
+    /// Verb.
+    pub verb: &'a str,
+}
+
+/// What it is asked on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target<'a> {
+    /// An object or collection of the management API.
+    Resource {
+        /// API group, empty for core.
+        group: &'a str,
+        /// Plural resource name.
+        resource: &'a str,
+        /// Subresource, if any.
+        subresource: Option<&'a str>,
+        /// Namespace, if any.
+        namespace: Option<&'a str>,
+        /// Object name, if any.
+        name: Option<&'a str>,
+    },
+    /// A path that is no resource, such as `/apis`.
+    Path(&'a str),
+    /// The API of a tenant cluster.
+    Tenant {
+        /// Project.
+        project: &'a str,
+        /// Name of the VirtualClusterInstance.
+        name: &'a str,
+    },
+    /// The API of a connected cluster.
+    Cluster {
+        /// Name of the Cluster.
+        name: &'a str,
+    },
+}
+
+/// A project membership that counts for a decision.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Roles {
+    /// Projects in which the principal is a member with full rights.
+    pub project_admin: Vec<String>,
+}
+
+/// The answer, with the rule that gave it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Whether it is allowed.
+    pub allowed: bool,
+    /// Which rule decided, for people.
+    pub reason: String,
+}
+
+/// Decides by deny-by-default: the first rule that allows wins, and no rule means no.
+pub fn decide(principal: &Principal, action: &Action<'_>, target: &Target<'_>, roles: &Roles) -> Decision {
+    let allow = |reason: String| Decision { allowed: true, reason };
+    if principal.is_in(GROUP_ADMINS) {
+        return allow(format!("member of {GROUP_ADMINS}"));
+    }
+    let admin_of = |project: &str| roles.project_admin.iter().any(|p| p == project);
+    match target {
+        Target::Path(_) if matches!(action.verb, "get") => allow("discovery is open to every caller".into()),
+        Target::Tenant { project, .. } if admin_of(project) => allow(format!("admin of project {project}")),
+        Target::Resource { namespace: Some(namespace), .. } => {
+            match crate::name::project_of_namespace(namespace).filter(|p| admin_of(p)) {
+                Some(project) => allow(format!("admin of project {project}")),
+                None => deny(principal, action),
+            }
+        }
+        Target::Resource { resource: "projects", name: Some(name), .. } if action.verb == "get" && admin_of(name) => {
+            allow(format!("admin of project {name}"))
+        }
+        Target::Path(_) | Target::Tenant { .. } | Target::Resource { .. } | Target::Cluster { .. } => {
+            deny(principal, action)
+        }
+    }
+}
+
+fn deny(principal: &Principal, action: &Action<'_>) -> Decision {
+    Decision { allowed: false, reason: format!("no role of user {:?} allows {}", principal.user, action.verb) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(groups: &[&str]) -> Principal {
+        Principal { user: "u".into(), groups: groups.iter().map(|g| (*g).to_owned()).collect(), ..Default::default() }
+    }
+
+    #[test]
+    fn nothing_is_allowed_by_default() {
+        let roles = Roles::default();
+        let targets = [
+            Target::Tenant { project: "p", name: "t" },
+            Target::Cluster { name: "c" },
+            Target::Resource { group: "g", resource: "r", subresource: None, namespace: None, name: None },
+            Target::Resource { group: "g", resource: "r", subresource: None, namespace: Some("p-x"), name: None },
+        ];
+        for target in targets {
+            assert!(!decide(&user(&[]), &Action { verb: "get" }, &target, &roles).allowed, "{target:?}");
+        }
+    }
+
+    #[test]
+    fn project_admins_stay_in_their_project() {
+        let roles = Roles { project_admin: vec!["x".into()] };
+        let tenant = |project| Target::Tenant { project, name: "t" };
+        assert!(decide(&user(&[]), &Action { verb: "create" }, &tenant("x"), &roles).allowed);
+        assert!(!decide(&user(&[]), &Action { verb: "create" }, &tenant("y"), &roles).allowed);
+        let vcis = |namespace| Target::Resource {
+            group: "management.loft.sh",
+            resource: "virtualclusterinstances",
+            subresource: None,
+            namespace: Some(namespace),
+            name: None,
+        };
+        assert!(decide(&user(&[]), &Action { verb: "list" }, &vcis("p-x"), &roles).allowed);
+        assert!(!decide(&user(&[]), &Action { verb: "list" }, &vcis("p-y"), &roles).allowed);
+    }
+
+    #[test]
+    fn admins_may() {
+        let decision = decide(&user(&[GROUP_ADMINS]), &Action { verb: "delete" }, &Target::Cluster { name: "c" }, &Roles::default());
+        assert!(decision.allowed, "{}", decision.reason);
+    }
+}

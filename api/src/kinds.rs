@@ -1,0 +1,70 @@
+//! The names of the kinds that the management API serves or that the control plane keeps for itself.
+
+/// Names of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KindName {
+    /// API group.
+    pub group: &'static str,
+    /// API version.
+    pub version: &'static str,
+    /// CamelCase kind.
+    pub kind: &'static str,
+    /// Plural resource name in URLs and keys.
+    pub plural: &'static str,
+    /// Whether objects live in a namespace.
+    pub namespaced: bool,
+}
+
+impl KindName {
+    /// `group/version`.
+    pub fn api_version(&self) -> String {
+        format!("{}/{}", self.group, self.version)
+    }
+}
+
+/// Kinds shared with vCluster Platform.
+pub const LOFT_GROUP: &str = "management.loft.sh";
+/// Kinds that only Hanse has.
+pub const HANSE_GROUP: &str = "hanse.dev";
+
+const fn loft(kind: &'static str, plural: &'static str, namespaced: bool) -> KindName {
+    KindName { group: LOFT_GROUP, version: "v1", kind, plural, namespaced }
+}
+
+const fn hanse(kind: &'static str, plural: &'static str, namespaced: bool) -> KindName {
+    KindName { group: HANSE_GROUP, version: "v1", kind, plural, namespaced }
+}
+
+/// Policy boundary of tenants.
+pub const PROJECTS: KindName = loft("Project", "projects", false);
+/// Connected clusters.
+pub const CLUSTERS: KindName = loft("Cluster", "clusters", false);
+/// Tenant clusters.
+pub const VIRTUAL_CLUSTER_INSTANCES: KindName = loft("VirtualClusterInstance", "virtualclusterinstances", true);
+/// Users. Kept by the control plane; not served yet.
+pub const USERS: KindName = loft("User", "users", false);
+/// Access keys, by id, with the hash of the secret. Kept by the control plane; not served yet.
+pub const ACCESS_KEYS: KindName = loft("AccessKey", "accesskeys", false);
+/// Regions.
+pub const REGIONS: KindName = hanse("Region", "regions", false);
+/// Servers.
+pub const SERVERS: KindName = hanse("Server", "servers", false);
+/// Host, epoch and sealed PKI of each tenant cluster. Never served: it holds (sealed) keys.
+pub const TENANT_STORES: KindName = hanse("TenantStore", "tenantstores", true);
+/// What each connected cluster's agent shall run. Never served.
+pub const INTENTS: KindName = hanse("Intent", "intents", false);
+/// One-time enrolment tokens of agents, hashed. Never served.
+pub const ENROLMENT_TOKENS: KindName = hanse("EnrolmentToken", "enrolmenttokens", false);
+/// Leases of regions (coordinator election). Never served.
+pub const REGION_LEASES: KindName = hanse("RegionLease", "regionleases", false);
+
+/// Annotation of a Cluster: the region it belongs to. A shared kind gets no new fields.
+pub const ANNOTATION_REGION: &str = "hanse.dev/region";
+/// Annotation of a VirtualClusterInstance: how many simulated nodes it gets (0 to 1000, default 3).
+pub const ANNOTATION_SIMULATED_NODES: &str = "hanse.dev/simulated-nodes";
+/// Annotation of a VirtualClusterInstance: GPUs (`nvidia.com/gpu`) per simulated node.
+pub const ANNOTATION_SIMULATED_GPUS: &str = "hanse.dev/simulated-gpus-per-node";
+/// Annotation of a VirtualClusterInstance: the wanted region, when no cluster is named.
+pub const ANNOTATION_WANTED_REGION: &str = "hanse.dev/wanted-region";
+/// Finalizer that keeps a tenant cluster's object until its processes and keys are gone.
+pub const FINALIZER_TENANT: &str = "hanse.dev/tenant";

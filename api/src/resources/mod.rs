@@ -1,0 +1,23 @@
+//! Spec, status and rules of each kind; one file per kind.
+
+pub mod access_key;
+pub mod cluster;
+pub mod internal;
+pub mod project;
+pub mod region;
+pub mod server;
+pub mod virtual_cluster_instance;
+
+pub use access_key::{AccessKey, AccessKeySpec, User, UserSpec};
+pub use cluster::{Cluster, ClusterSpec, ClusterStatus};
+pub use internal::{EnrolmentToken, EnrolmentTokenSpec, IntentObject, RegionLease, RegionLeaseSpec, TenantStore, TenantStoreSpec};
+pub use project::{Project, ProjectSpec, ProjectStatus};
+pub use region::{Region, RegionSpec, RegionStatus};
+pub use server::{GroupProgress, Server, ServerSpec, ServerStatus};
+pub use virtual_cluster_instance::{ClusterRef, Phase, VciSpec, VciStatus, VirtualClusterInstance};
+
+use crate::status::Cause;
+
+pub(crate) fn invalid(field: &str, message: impl Into<String>) -> Cause {
+    Cause { reason: "FieldValueInvalid".into(), message: message.into(), field: field.into() }
+}

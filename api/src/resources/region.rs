@@ -1,0 +1,30 @@
+//! `hanse.dev/v1` Region: a place with its own failure domain.
+
+use crate::meta::{Condition, Object};
+use serde::{Deserialize, Serialize};
+
+/// A region.
+pub type Region = Object<RegionSpec, RegionStatus>;
+
+/// What is wanted of a region.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RegionSpec {
+    /// For people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub display_name: String,
+}
+
+/// What is observed of a region.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RegionStatus {
+    /// Server that runs the region's controllers now.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub coordinator: String,
+    /// Fencing token of that server's lease.
+    pub coordinator_epoch: i64,
+    /// Observations.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}

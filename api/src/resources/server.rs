@@ -1,0 +1,61 @@
+//! `hanse.dev/v1` Server: one `hanse server` process.
+
+use crate::meta::Object;
+use serde::{Deserialize, Serialize};
+
+/// A server.
+pub type Server = Object<ServerSpec, ServerStatus>;
+
+/// Where a server is and how it is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServerSpec {
+    /// Raft node id, never reused.
+    pub id: u64,
+    /// Region.
+    pub region: String,
+    /// HTTPS base of its gateway.
+    pub gateway: String,
+    /// `host:port` of its Raft service.
+    pub raft: String,
+    /// `host:port` (UDP) of its tunnel endpoint.
+    pub tunnel: String,
+}
+
+/// State of one Raft group on one server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GroupProgress {
+    /// Group id: 0 council, 1 tenant store.
+    pub group: u32,
+    /// `Leader`, `Follower`, `Learner` or `Candidate`.
+    pub role: String,
+    /// Term.
+    pub term: u64,
+    /// Name of the leader as this server knows it; empty when it knows none.
+    pub leader: String,
+    /// Last applied log index.
+    pub applied_index: u64,
+    /// Store revision.
+    pub revision: i64,
+    /// Entries behind the leader's last applied index, when known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lag: Option<u64>,
+}
+
+/// What is observed of a server. Computed when asked for, never stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServerStatus {
+    /// Whether it answered.
+    pub online: bool,
+    /// Version of its program.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub version: String,
+    /// One entry per Raft group.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupProgress>,
+    /// Connected clusters whose agents have a session with it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub agents: Vec<String>,
+}

@@ -1,0 +1,171 @@
+//! `management.loft.sh/v1` VirtualClusterInstance: a tenant cluster.
+
+use super::invalid;
+use crate::kinds::{ANNOTATION_SIMULATED_GPUS, ANNOTATION_SIMULATED_NODES};
+use crate::meta::{Condition, Object, ObjectMeta};
+use crate::name;
+use crate::status::Cause;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// A tenant cluster.
+pub type VirtualClusterInstance = Object<VciSpec, VciStatus>;
+
+/// Where a tenant cluster lives. Immutable once set, by the words of vCluster Platform.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClusterRef {
+    /// Connected cluster.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cluster: String,
+    /// Host namespace.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+    /// Name in the host namespace; the `vcluster` CLI shows it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub virtual_cluster: String,
+}
+
+/// What is wanted of a tenant cluster. Fields that this version does not act on are kept.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VciSpec {
+    /// For people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub display_name: String,
+    /// Host; empty fields are filled by placement.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cluster_ref: ClusterRef,
+    /// The rest, as it came (template, templateRef, owner, access, parameters, ...).
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Value>,
+}
+
+fn is_default(cluster_ref: &ClusterRef) -> bool {
+    *cluster_ref == ClusterRef::default()
+}
+
+/// Life cycle as shown to people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Not yet (or no longer) serving; conditions say why.
+    #[default]
+    Pending,
+    /// Serving.
+    Ready,
+    /// Asleep on purpose.
+    Sleeping,
+    /// Broken in a way that needs somebody.
+    Failed,
+}
+
+/// What is observed of a tenant cluster.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VciStatus {
+    /// Life cycle.
+    pub phase: Phase,
+    /// Reason of the first failing condition.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Message of the first failing condition.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Generation of `spec` that the status is of.
+    pub observed_generation: i64,
+    /// Version that the tenant's API server reports.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub kubernetes_version: String,
+    /// Whether its API answers through its agent.
+    pub online: bool,
+    /// Observations.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// Most simulated nodes of one tenant cluster.
+pub const SIMULATED_NODES_MAX: u32 = 1000;
+/// Simulated nodes when the annotation is absent.
+pub const SIMULATED_NODES_DEFAULT: u32 = 3;
+
+/// Number of simulated nodes asked for by `meta`'s annotations.
+pub fn simulated_nodes(meta: &ObjectMeta) -> Result<u32, Cause> {
+    annotation(meta, ANNOTATION_SIMULATED_NODES, SIMULATED_NODES_DEFAULT, SIMULATED_NODES_MAX)
+}
+
+/// GPUs per simulated node asked for by `meta`'s annotations.
+pub fn simulated_gpus(meta: &ObjectMeta) -> Result<u32, Cause> {
+    annotation(meta, ANNOTATION_SIMULATED_GPUS, 0, 64)
+}
+
+fn annotation(meta: &ObjectMeta, key: &str, default: u32, max: u32) -> Result<u32, Cause> {
+    let Some(text) = meta.annotations.get(key) else { return Ok(default) };
+    match text.parse() {
+        Ok(n) if n <= max => Ok(n),
+        Ok(_) | Err(_) => Err(invalid(
+            &format!("metadata.annotations[{key}]"),
+            format!("Invalid value: {text:?}: must be a whole number from 0 to {max}"),
+        )),
+    }
+}
+
+/// Every fault of a tenant cluster at once.
+pub fn validate(vci: &VirtualClusterInstance) -> Vec<Cause> {
+    let mut faults = Vec::new();
+    if let Err(why) = name::check_label(&vci.metadata.name) {
+        faults.push(invalid("metadata.name", format!("Invalid value: {:?}: {why}", vci.metadata.name)));
+    }
+    faults.extend(simulated_nodes(&vci.metadata).err());
+    faults.extend(simulated_gpus(&vci.metadata).err());
+    faults
+}
+
+/// Faults of an update: a host that is set stays.
+pub fn validate_update(old: &VirtualClusterInstance, new: &VirtualClusterInstance) -> Vec<Cause> {
+    let mut faults = validate(new);
+    let (was, is) = (&old.spec.cluster_ref, &new.spec.cluster_ref);
+    for (field, was, is) in [
+        ("spec.clusterRef.cluster", &was.cluster, &is.cluster),
+        ("spec.clusterRef.namespace", &was.namespace, &is.namespace),
+        ("spec.clusterRef.virtualCluster", &was.virtual_cluster, &is.virtual_cluster),
+    ] {
+        if !was.is_empty() && was != is {
+            faults.push(invalid(field, format!("Invalid value: {is:?}: field is immutable")));
+        }
+    }
+    faults
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn annotations_are_bounded() {
+        let with = |text: &str| ObjectMeta {
+            name: "a".into(),
+            annotations: [(ANNOTATION_SIMULATED_NODES.to_owned(), text.to_owned())].into(),
+            ..Default::default()
+        };
+        assert_eq!(simulated_nodes(&ObjectMeta::default()).unwrap(), 3);
+        assert_eq!(simulated_nodes(&with("0")).unwrap(), 0);
+        assert_eq!(simulated_nodes(&with("1000")).unwrap(), 1000);
+        for bad in ["1001", "-1", "x", "", "1.5"] {
+            let fault = simulated_nodes(&with(bad)).unwrap_err();
+            assert!(fault.field.contains("simulated-nodes") && fault.message.contains("0 to 1000"), "{bad}: {fault:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_set_stays() {
+        let at = |cluster: &str| VirtualClusterInstance {
+            metadata: ObjectMeta { name: "a".into(), ..Default::default() },
+            spec: VciSpec { cluster_ref: ClusterRef { cluster: cluster.into(), ..Default::default() }, ..Default::default() },
+            ..Default::default()
+        };
+        assert!(validate_update(&at(""), &at("eu")).is_empty());
+        assert!(validate_update(&at("eu"), &at("eu")).is_empty());
+        assert_eq!(validate_update(&at("eu"), &at("us"))[0].field, "spec.clusterRef.cluster");
+    }
+}

@@ -1,0 +1,1 @@
+//! What every process of Hanse needs: clock, tasks, shutdown, configuration, telemetry, certificates, sealing.
