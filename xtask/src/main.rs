@@ -1,2 +1,113 @@
-//! Tasks of the checkout.
-fn main() {}
+//! Builds, checks and starts Hanse from a checkout: `cargo xtask --help`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod cache;
+mod check;
+mod deny;
+mod kube_tools;
+mod layers;
+mod packages;
+mod rocksdb;
+mod source;
+mod step;
+mod tidy;
+mod up;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about,
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing, build, and start Hanse on this machine
+    Up {
+        /// Passed on to `hanse up`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Run `check`, then all tests
+    Test {
+        /// Passed on to `cargo test` instead of `--workspace`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Check format, crate layers, house rules, lints and dependencies
+    Check,
+    /// Check file and function lengths, banned names and crate layers only (seconds)
+    Tidy,
+    /// Build the store library into the cache and lead cargo to it
+    Rocksdb,
+    /// Build kube-apiserver, kubectl, kwok, etcd and the like into the cache; print the folder
+    KubeTools {
+        /// Print the folder only: no progress unless something has to be built
+        #[arg(long)]
+        dir: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Up { args } => up::up(&args)?,
+        Task::Test { args } => return check::test(&args),
+        Task::Check => check::check()?,
+        Task::Tidy => check::tidy()?,
+        Task::Rocksdb => {
+            packages::install()?;
+            rocksdb::ensure()?;
+        }
+        Task::KubeTools { dir } => return tools(dir),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The folder goes to standard output, alone; progress goes to standard error.
+fn tools(quiet: bool) -> Result<ExitCode> {
+    if let Some(dir) = quiet.then(kube_tools::find).transpose()?.flatten() {
+        println!("{}", dir.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    packages::install()?;
+    if let Some(dir) = kube_tools::ensure()? {
+        println!("{}", dir.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The checkout. Cargo says at run time where it is: the folder may have moved
+/// since this program was built.
+fn root() -> PathBuf {
+    let built_in = env!("CARGO_MANIFEST_DIR");
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| built_in.into());
+    Path::new(&manifest)
+        .parent()
+        .unwrap_or(Path::new("."))
+        .to_owned()
+}
+
+/// The cargo that runs us, so that a chosen toolchain stays chosen.
+fn cargo() -> std::ffi::OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}

@@ -1,0 +1,96 @@
+//! `up`: from a fresh machine to a running Hanse.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+
+use crate::packages::on_path;
+use crate::step::{self, Step};
+use crate::{cache, cargo, kube_tools, packages, rocksdb, root};
+
+/// From here on the builds gain from running at once; each alone fills two cores.
+const CORES_FOR_PARALLEL: usize = 4;
+
+/// Installs, builds, then becomes `hanse up ARGS`. Returns only on failure.
+pub(crate) fn up(args: &[String]) -> Result<()> {
+    packages::install()?;
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let binary = if cores >= CORES_FOR_PARALLEL {
+        step::force_plain();
+        thread::scope(|scope| {
+            let tools = scope.spawn(kube_tools::ensure);
+            let binary = rocksdb::ensure().and_then(|()| build());
+            let tools = tools
+                .join()
+                .map_err(|_| anyhow!("the build of the tools panicked"))?;
+            tools.and(binary)
+        })?
+    } else {
+        rocksdb::ensure()?;
+        kube_tools::ensure()?;
+        build()?
+    };
+    let shown = match link(&binary) {
+        Ok(link) => format!("{} (also as {})", binary.display(), link.display()),
+        Err(why) => format!("{} ({why:#})", binary.display()),
+    };
+    eprintln!("program: {shown}");
+    let error = Command::new(&binary).arg("up").args(args).exec();
+    Err(error).with_context(|| format!("start {}", binary.display()))
+}
+
+fn build() -> Result<PathBuf> {
+    let step = Step::start("program", "building target release");
+    let target = target_dir()?;
+    step.run(
+        Command::new(cargo())
+            .args(["build", "--release", "--package", "hanse", "--bin", "hanse"])
+            .current_dir(root()),
+    )?;
+    let binary = target.join("release/hanse");
+    if !binary.is_file() {
+        bail!("cargo built no {}", binary.display());
+    }
+    step.finish("built");
+    Ok(binary)
+}
+
+fn target_dir() -> Result<PathBuf> {
+    let output = Command::new(cargo())
+        .args(["metadata", "--no-deps", "--format-version", "1"])
+        .current_dir(root())
+        .output()
+        .context("run cargo metadata")?;
+    let graph: Value = serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
+        .context("cargo metadata failed")?;
+    let dir = graph["target_directory"].as_str();
+    Ok(PathBuf::from(dir.ok_or_else(|| {
+        anyhow!("cargo metadata names no target folder")
+    })?))
+}
+
+/// Makes `hanse` a command: a link in a folder of the user's that is on PATH.
+fn link(binary: &Path) -> Result<PathBuf> {
+    let home = PathBuf::from(std::env::var_os("HOME").ok_or_else(|| anyhow!("HOME is not set"))?);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path_dirs = std::env::split_paths(&path).collect::<Vec<_>>();
+    let dir = [home.join(".cargo/bin"), home.join(".local/bin")]
+        .into_iter()
+        .find(|dir| on_path_dirs.contains(dir) && dir.is_dir())
+        .ok_or_else(|| anyhow!("no link made: neither ~/.cargo/bin nor ~/.local/bin is on PATH"))?;
+    let link = dir.join("hanse");
+    // A link is ours or another checkout's; a file somebody installed is not.
+    if link.symlink_metadata().is_ok_and(|m| !m.is_symlink()) {
+        bail!("no link made: {} is a file of its own", link.display());
+    }
+    cache::relink(&link, binary)?;
+    match on_path("hanse") {
+        Some(first) if first != link => bail!("PATH finds {} first", first.display()),
+        _ => Ok(link),
+    }
+}
