@@ -28,11 +28,23 @@ pub const LOFT_GROUP: &str = "management.loft.sh";
 pub const HANSE_GROUP: &str = "hanse.dev";
 
 const fn loft(kind: &'static str, plural: &'static str, namespaced: bool) -> KindName {
-    KindName { group: LOFT_GROUP, version: "v1", kind, plural, namespaced }
+    KindName {
+        group: LOFT_GROUP,
+        version: "v1",
+        kind,
+        plural,
+        namespaced,
+    }
 }
 
 const fn hanse(kind: &'static str, plural: &'static str, namespaced: bool) -> KindName {
-    KindName { group: HANSE_GROUP, version: "v1", kind, plural, namespaced }
+    KindName {
+        group: HANSE_GROUP,
+        version: "v1",
+        kind,
+        plural,
+        namespaced,
+    }
 }
 
 /// Policy boundary of tenants.

@@ -14,10 +14,12 @@ pub fn check_label(name: &str) -> Result<(), String> {
     if is_label(name) {
         return Ok(());
     }
-    Err("a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start \
+    Err(
+        "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start \
          and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
          '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
-        .to_owned())
+            .to_owned(),
+    )
 }
 
 /// Checks that `name` is a DNS subdomain: labels joined by dots.
@@ -28,16 +30,20 @@ pub fn check_subdomain(name: &str) -> Result<(), String> {
     if !name.is_empty() && name.split('.').all(is_label) {
         return Ok(());
     }
-    Err("a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must \
+    Err(
+        "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must \
          start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
          '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
-        .to_owned())
+            .to_owned(),
+    )
 }
 
 fn is_label(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = text.as_bytes();
-    let (Some(&first), Some(&last)) = (bytes.first(), bytes.last()) else { return false };
+    let (Some(&first), Some(&last)) = (bytes.first(), bytes.last()) else {
+        return false;
+    };
     plain(first) && plain(last) && bytes.iter().all(|&b| plain(b) || b == b'-')
 }
 
@@ -51,7 +57,9 @@ pub fn project_namespace(project: &str) -> String {
 
 /// The project whose objects live in `namespace`, if it is a project's.
 pub fn project_of_namespace(namespace: &str) -> Option<&str> {
-    namespace.strip_prefix(PROJECT_NAMESPACE_PREFIX).filter(|p| !p.is_empty())
+    namespace
+        .strip_prefix(PROJECT_NAMESPACE_PREFIX)
+        .filter(|p| !p.is_empty())
 }
 
 #[cfg(test)]

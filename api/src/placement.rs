@@ -73,14 +73,24 @@ mod tests {
     use super::*;
 
     fn candidate(cluster: &str, tenants: usize) -> Candidate {
-        Candidate { cluster: cluster.into(), region: cluster.into(), online: true, unusable: false, allowed: true, tenants }
+        Candidate {
+            cluster: cluster.into(),
+            region: cluster.into(),
+            online: true,
+            unusable: false,
+            allowed: true,
+            tenants,
+        }
     }
 
     #[test]
     fn fewest_tenants_win_and_ties_go_by_name() {
         let all = [candidate("us", 1), candidate("eu", 1), candidate("ap", 2)];
         assert_eq!(choose(&Wish::default(), &all).unwrap().cluster, "eu");
-        let us = Wish { region: Some("us".into()), cluster: None };
+        let us = Wish {
+            region: Some("us".into()),
+            cluster: None,
+        };
         assert_eq!(choose(&us, &all).unwrap().cluster, "us");
     }
 
@@ -96,7 +106,10 @@ mod tests {
         for part in ["eu: its agent is not connected", "us: closed", "ap: not allowed"] {
             assert!(why.contains(part), "{why}");
         }
-        let unknown = Wish { region: Some("xx".into()), cluster: None };
+        let unknown = Wish {
+            region: Some("xx".into()),
+            cluster: None,
+        };
         assert!(choose(&unknown, &[]).unwrap_err().contains("region \"xx\""));
     }
 }

@@ -68,7 +68,11 @@ impl Reason {
     /// Whether the same request may succeed later without a change by the caller.
     pub const fn retryable(self) -> bool {
         match self {
-            Self::TooManyRequests | Self::ServiceUnavailable | Self::Timeout | Self::InternalError | Self::BadGateway => true,
+            Self::TooManyRequests
+            | Self::ServiceUnavailable
+            | Self::Timeout
+            | Self::InternalError
+            | Self::BadGateway => true,
             Self::BadRequest
             | Self::Unauthorized
             | Self::Forbidden
@@ -167,13 +171,25 @@ impl Status {
     /// `resource "name" not found`, in Kubernetes' words.
     pub fn not_found(group: &str, resource: &str, name: &str) -> Self {
         let qualified = qualify(group, resource);
-        Self::about(Reason::NotFound, format!("{qualified} {name:?} not found"), group, resource, name)
+        Self::about(
+            Reason::NotFound,
+            format!("{qualified} {name:?} not found"),
+            group,
+            resource,
+            name,
+        )
     }
 
     /// `resource "name" already exists`, in Kubernetes' words.
     pub fn already_exists(group: &str, resource: &str, name: &str) -> Self {
         let qualified = qualify(group, resource);
-        Self::about(Reason::AlreadyExists, format!("{qualified} {name:?} already exists"), group, resource, name)
+        Self::about(
+            Reason::AlreadyExists,
+            format!("{qualified} {name:?} already exists"),
+            group,
+            resource,
+            name,
+        )
     }
 
     /// Optimistic concurrency conflict, in Kubernetes' words.
@@ -189,10 +205,19 @@ impl Status {
     /// An object that breaks rules of its kind; one cause per fault.
     pub fn invalid(group: &str, kind: &str, name: &str, causes: Vec<Cause>) -> Self {
         let faults: Vec<String> = causes.iter().map(|c| format!("{}: {}", c.field, c.message)).collect();
-        let faults = if let [one] = &faults[..] { one.clone() } else { format!("[{}]", faults.join(", ")) };
+        let faults = if let [one] = &faults[..] {
+            one.clone()
+        } else {
+            format!("[{}]", faults.join(", "))
+        };
         let qualified = qualify(group, kind);
-        let mut status =
-            Self::about(Reason::Invalid, format!("{qualified} {name:?} is invalid: {faults}"), group, kind, name);
+        let mut status = Self::about(
+            Reason::Invalid,
+            format!("{qualified} {name:?} is invalid: {faults}"),
+            group,
+            kind,
+            name,
+        );
         status.details.get_or_insert_default().causes = causes;
         status
     }
@@ -213,7 +238,11 @@ impl Status {
 }
 
 fn qualify(group: &str, resource: &str) -> String {
-    if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") }
+    if group.is_empty() {
+        resource.to_owned()
+    } else {
+        format!("{resource}.{group}")
+    }
 }
 
 impl fmt::Display for Status {
@@ -243,11 +272,18 @@ mod tests {
 
     #[test]
     fn invalid_names_each_field() {
-        let cause = |field: &str| Cause { reason: "FieldValueRequired".into(), message: "Required value".into(), field: field.into() };
+        let cause = |field: &str| Cause {
+            reason: "FieldValueRequired".into(),
+            message: "Required value".into(),
+            field: field.into(),
+        };
         let one = Status::invalid("g", "K", "n", vec![cause("spec.a")]);
         assert_eq!(one.message, "K.g \"n\" is invalid: spec.a: Required value");
         let two = Status::invalid("g", "K", "n", vec![cause("spec.a"), cause("spec.b")]);
-        assert_eq!(two.message, "K.g \"n\" is invalid: [spec.a: Required value, spec.b: Required value]");
+        assert_eq!(
+            two.message,
+            "K.g \"n\" is invalid: [spec.a: Required value, spec.b: Required value]"
+        );
         assert_eq!(two.details.unwrap().causes.len(), 2);
     }
 }

@@ -68,15 +68,18 @@ pub fn decide(principal: &Principal, action: &Action<'_>, target: &Target<'_>, r
     match target {
         Target::Path(_) if matches!(action.verb, "get") => allow("discovery is open to every caller".into()),
         Target::Tenant { project, .. } if admin_of(project) => allow(format!("admin of project {project}")),
-        Target::Resource { namespace: Some(namespace), .. } => {
-            match crate::name::project_of_namespace(namespace).filter(|p| admin_of(p)) {
-                Some(project) => allow(format!("admin of project {project}")),
-                None => deny(principal, action),
-            }
-        }
-        Target::Resource { resource: "projects", name: Some(name), .. } if action.verb == "get" && admin_of(name) => {
-            allow(format!("admin of project {name}"))
-        }
+        Target::Resource {
+            namespace: Some(namespace),
+            ..
+        } => match crate::name::project_of_namespace(namespace).filter(|p| admin_of(p)) {
+            Some(project) => allow(format!("admin of project {project}")),
+            None => deny(principal, action),
+        },
+        Target::Resource {
+            resource: "projects",
+            name: Some(name),
+            ..
+        } if action.verb == "get" && admin_of(name) => allow(format!("admin of project {name}")),
         Target::Path(_) | Target::Tenant { .. } | Target::Resource { .. } | Target::Cluster { .. } => {
             deny(principal, action)
         }
@@ -84,7 +87,10 @@ pub fn decide(principal: &Principal, action: &Action<'_>, target: &Target<'_>, r
 }
 
 fn deny(principal: &Principal, action: &Action<'_>) -> Decision {
-    Decision { allowed: false, reason: format!("no role of user {:?} allows {}", principal.user, action.verb) }
+    Decision {
+        allowed: false,
+        reason: format!("no role of user {:?} allows {}", principal.user, action.verb),
+    }
 }
 
 #[cfg(test)]
@@ -92,26 +98,50 @@ mod tests {
     use super::*;
 
     fn user(groups: &[&str]) -> Principal {
-        Principal { user: "u".into(), groups: groups.iter().map(|g| (*g).to_owned()).collect(), ..Default::default() }
+        Principal {
+            user: "u".into(),
+            groups: groups.iter().map(|g| (*g).to_owned()).collect(),
+            ..Default::default()
+        }
     }
 
     #[test]
     fn nothing_is_allowed_by_default() {
         let roles = Roles::default();
         let targets = [
-            Target::Tenant { project: "p", name: "t" },
+            Target::Tenant {
+                project: "p",
+                name: "t",
+            },
             Target::Cluster { name: "c" },
-            Target::Resource { group: "g", resource: "r", subresource: None, namespace: None, name: None },
-            Target::Resource { group: "g", resource: "r", subresource: None, namespace: Some("p-x"), name: None },
+            Target::Resource {
+                group: "g",
+                resource: "r",
+                subresource: None,
+                namespace: None,
+                name: None,
+            },
+            Target::Resource {
+                group: "g",
+                resource: "r",
+                subresource: None,
+                namespace: Some("p-x"),
+                name: None,
+            },
         ];
         for target in targets {
-            assert!(!decide(&user(&[]), &Action { verb: "get" }, &target, &roles).allowed, "{target:?}");
+            assert!(
+                !decide(&user(&[]), &Action { verb: "get" }, &target, &roles).allowed,
+                "{target:?}"
+            );
         }
     }
 
     #[test]
     fn project_admins_stay_in_their_project() {
-        let roles = Roles { project_admin: vec!["x".into()] };
+        let roles = Roles {
+            project_admin: vec!["x".into()],
+        };
         let tenant = |project| Target::Tenant { project, name: "t" };
         assert!(decide(&user(&[]), &Action { verb: "create" }, &tenant("x"), &roles).allowed);
         assert!(!decide(&user(&[]), &Action { verb: "create" }, &tenant("y"), &roles).allowed);
@@ -128,7 +158,12 @@ mod tests {
 
     #[test]
     fn admins_may() {
-        let decision = decide(&user(&[GROUP_ADMINS]), &Action { verb: "delete" }, &Target::Cluster { name: "c" }, &Roles::default());
+        let decision = decide(
+            &user(&[GROUP_ADMINS]),
+            &Action { verb: "delete" },
+            &Target::Cluster { name: "c" },
+            &Roles::default(),
+        );
         assert!(decision.allowed, "{}", decision.reason);
     }
 }

@@ -10,7 +10,9 @@ pub mod virtual_cluster_instance;
 
 pub use access_key::{AccessKey, AccessKeySpec, User, UserSpec};
 pub use cluster::{Cluster, ClusterSpec, ClusterStatus};
-pub use internal::{EnrolmentToken, EnrolmentTokenSpec, IntentObject, RegionLease, RegionLeaseSpec, TenantStore, TenantStoreSpec};
+pub use internal::{
+    EnrolmentToken, EnrolmentTokenSpec, IntentObject, RegionLease, RegionLeaseSpec, TenantStore, TenantStoreSpec,
+};
 pub use project::{Project, ProjectSpec, ProjectStatus};
 pub use region::{Region, RegionSpec, RegionStatus};
 pub use server::{GroupProgress, Server, ServerSpec, ServerStatus};
@@ -19,5 +21,9 @@ pub use virtual_cluster_instance::{ClusterRef, Phase, VciSpec, VciStatus, Virtua
 use crate::status::Cause;
 
 pub(crate) fn invalid(field: &str, message: impl Into<String>) -> Cause {
-    Cause { reason: "FieldValueInvalid".into(), message: message.into(), field: field.into() }
+    Cause {
+        reason: "FieldValueInvalid".into(),
+        message: message.into(),
+        field: field.into(),
+    }
 }

@@ -68,13 +68,19 @@ impl ProjectSpec {
 pub fn validate(project: &Project) -> Vec<Cause> {
     let mut faults = Vec::new();
     if let Err(why) = name::check_label(&name::project_namespace(&project.metadata.name)) {
-        faults.push(invalid("metadata.name", format!("Invalid value: {:?}: {why}", project.metadata.name)));
+        faults.push(invalid(
+            "metadata.name",
+            format!("Invalid value: {:?}: {why}", project.metadata.name),
+        ));
     }
     for (i, member) in project.spec.members.iter().enumerate() {
         if !matches!(member.kind.as_str(), "User" | "Team") {
             faults.push(Cause {
                 reason: "FieldValueNotSupported".into(),
-                message: format!("Unsupported value: {:?}: supported values: \"User\", \"Team\"", member.kind),
+                message: format!(
+                    "Unsupported value: {:?}: supported values: \"User\", \"Team\"",
+                    member.kind
+                ),
                 field: format!("spec.members[{i}].kind"),
             });
         }

@@ -91,7 +91,12 @@ pub const SIMULATED_NODES_DEFAULT: u32 = 3;
 
 /// Number of simulated nodes asked for by `meta`'s annotations.
 pub fn simulated_nodes(meta: &ObjectMeta) -> Result<u32, Cause> {
-    annotation(meta, ANNOTATION_SIMULATED_NODES, SIMULATED_NODES_DEFAULT, SIMULATED_NODES_MAX)
+    annotation(
+        meta,
+        ANNOTATION_SIMULATED_NODES,
+        SIMULATED_NODES_DEFAULT,
+        SIMULATED_NODES_MAX,
+    )
 }
 
 /// GPUs per simulated node asked for by `meta`'s annotations.
@@ -100,7 +105,9 @@ pub fn simulated_gpus(meta: &ObjectMeta) -> Result<u32, Cause> {
 }
 
 fn annotation(meta: &ObjectMeta, key: &str, default: u32, max: u32) -> Result<u32, Cause> {
-    let Some(text) = meta.annotations.get(key) else { return Ok(default) };
+    let Some(text) = meta.annotations.get(key) else {
+        return Ok(default);
+    };
     match text.parse() {
         Ok(n) if n <= max => Ok(n),
         Ok(_) | Err(_) => Err(invalid(
@@ -114,7 +121,10 @@ fn annotation(meta: &ObjectMeta, key: &str, default: u32, max: u32) -> Result<u3
 pub fn validate(vci: &VirtualClusterInstance) -> Vec<Cause> {
     let mut faults = Vec::new();
     if let Err(why) = name::check_label(&vci.metadata.name) {
-        faults.push(invalid("metadata.name", format!("Invalid value: {:?}: {why}", vci.metadata.name)));
+        faults.push(invalid(
+            "metadata.name",
+            format!("Invalid value: {:?}: {why}", vci.metadata.name),
+        ));
     }
     faults.extend(simulated_nodes(&vci.metadata).err());
     faults.extend(simulated_gpus(&vci.metadata).err());
@@ -128,7 +138,11 @@ pub fn validate_update(old: &VirtualClusterInstance, new: &VirtualClusterInstanc
     for (field, was, is) in [
         ("spec.clusterRef.cluster", &was.cluster, &is.cluster),
         ("spec.clusterRef.namespace", &was.namespace, &is.namespace),
-        ("spec.clusterRef.virtualCluster", &was.virtual_cluster, &is.virtual_cluster),
+        (
+            "spec.clusterRef.virtualCluster",
+            &was.virtual_cluster,
+            &is.virtual_cluster,
+        ),
     ] {
         if !was.is_empty() && was != is {
             faults.push(invalid(field, format!("Invalid value: {is:?}: field is immutable")));
@@ -153,19 +167,34 @@ mod tests {
         assert_eq!(simulated_nodes(&with("1000")).unwrap(), 1000);
         for bad in ["1001", "-1", "x", "", "1.5"] {
             let fault = simulated_nodes(&with(bad)).unwrap_err();
-            assert!(fault.field.contains("simulated-nodes") && fault.message.contains("0 to 1000"), "{bad}: {fault:?}");
+            assert!(
+                fault.field.contains("simulated-nodes") && fault.message.contains("0 to 1000"),
+                "{bad}: {fault:?}"
+            );
         }
     }
 
     #[test]
     fn a_host_that_is_set_stays() {
         let at = |cluster: &str| VirtualClusterInstance {
-            metadata: ObjectMeta { name: "a".into(), ..Default::default() },
-            spec: VciSpec { cluster_ref: ClusterRef { cluster: cluster.into(), ..Default::default() }, ..Default::default() },
+            metadata: ObjectMeta {
+                name: "a".into(),
+                ..Default::default()
+            },
+            spec: VciSpec {
+                cluster_ref: ClusterRef {
+                    cluster: cluster.into(),
+                    ..Default::default()
+                },
+                ..Default::default()
+            },
             ..Default::default()
         };
         assert!(validate_update(&at(""), &at("eu")).is_empty());
         assert!(validate_update(&at("eu"), &at("eu")).is_empty());
-        assert_eq!(validate_update(&at("eu"), &at("us"))[0].field, "spec.clusterRef.cluster");
+        assert_eq!(
+            validate_update(&at("eu"), &at("us"))[0].field,
+            "spec.clusterRef.cluster"
+        );
     }
 }
