@@ -238,14 +238,14 @@ mod tests {
     #[tokio::test]
     async fn phases_wait_for_their_tasks() {
         let supervisor = Supervisor::default();
-        let (ended, order) = tokio::sync::mpsc::unbounded_channel();
+        let (ended, order) = tokio::sync::mpsc::channel(2);
         let mut order = order;
         for (kind, name) in [(TaskKind::Consensus, "raft"), (TaskKind::Listener, "listener")] {
             let token = supervisor.shutdown_token().phase(kind.phase());
             let ended = ended.clone();
             supervisor.spawn(kind, name, async move {
                 token.cancelled().await;
-                ended.send(name)?;
+                ended.send(name).await?;
                 Ok(())
             });
         }
