@@ -16,9 +16,8 @@ pub(crate) fn root() -> Result<PathBuf> {
     {
         return Ok(dir.join("hanse"));
     }
-    let home = std::env::var_os("HOME").ok_or_else(|| {
-        anyhow!("neither XDG_CACHE_HOME nor HOME is set: set one, the caches go there")
-    })?;
+    let home = std::env::var_os("HOME")
+        .ok_or_else(|| anyhow!("neither XDG_CACHE_HOME nor HOME is set: set one, the caches go there"))?;
     Ok(PathBuf::from(home).join(".cache/hanse"))
 }
 
@@ -56,8 +55,7 @@ impl Entry {
             .with_context(|| format!("open {}", path.display()))?;
         if lock.try_lock().is_err() {
             waiting();
-            lock.lock()
-                .with_context(|| format!("lock {}", path.display()))?;
+            lock.lock().with_context(|| format!("lock {}", path.display()))?;
         }
         Ok(Self {
             dir: parent.join(key),
@@ -74,16 +72,14 @@ impl Entry {
     /// What a killed builder left there is removed: we hold the lock, so it is nobody's.
     pub(crate) fn scratch(&self) -> Result<&Path> {
         remove(&self.scratch)?;
-        fs::create_dir_all(&self.scratch)
-            .with_context(|| format!("create {}", self.scratch.display()))?;
+        fs::create_dir_all(&self.scratch).with_context(|| format!("create {}", self.scratch.display()))?;
         Ok(&self.scratch)
     }
 
     /// Makes `built`, a folder inside the scratch folder, the entry.
     pub(crate) fn publish(self, built: &Path) -> Result<PathBuf> {
         remove(&self.dir)?;
-        fs::rename(built, &self.dir)
-            .with_context(|| format!("move {} to {}", built.display(), self.dir.display()))?;
+        fs::rename(built, &self.dir).with_context(|| format!("move {} to {}", built.display(), self.dir.display()))?;
         remove(&self.scratch)?;
         Ok(self.dir)
     }
@@ -104,8 +100,7 @@ pub(crate) fn relink(link: &Path, target: &Path) -> Result<()> {
     name.push(format!(".{}", std::process::id()));
     let fresh = link.with_file_name(name);
     let _absent_is_fine = fs::remove_file(&fresh).is_ok();
-    std::os::unix::fs::symlink(target, &fresh)
-        .with_context(|| format!("create link {}", fresh.display()))?;
+    std::os::unix::fs::symlink(target, &fresh).with_context(|| format!("create link {}", fresh.display()))?;
     fs::rename(&fresh, link).with_context(|| format!("replace link {}", link.display()))
 }
 
@@ -143,9 +138,6 @@ mod tests {
 
     #[test]
     fn keys_become_file_names() {
-        assert_eq!(
-            file_name("sys-0.19.0+11.8.1/c++ 12"),
-            "sys-0.19.0_11.8.1_c___12"
-        );
+        assert_eq!(file_name("sys-0.19.0+11.8.1/c++ 12"), "sys-0.19.0_11.8.1_c___12");
     }
 }

@@ -26,12 +26,7 @@ pub(crate) fn check() -> Result<()> {
     // fails when the world changes belongs in a nightly job, not before a change.
     step.run(
         Command::new(program)
-            .args([
-                "--offline",
-                "--all-features",
-                "check",
-                "--hide-inclusion-graph",
-            ])
+            .args(["--offline", "--all-features", "check", "--hide-inclusion-graph"])
             .args(["bans", "licenses", "sources"])
             .current_dir(root()),
     )?;
@@ -52,10 +47,7 @@ fn find_or_install(step: &Step) -> Result<PathBuf> {
     let entry = cache::Entry::lock(&parent, &key, || step.say("another build runs, waiting"))?;
     if !program.is_file() {
         let log = parent.join(format!("{key}.log"));
-        step.say(&format!(
-            "installing cargo-deny {VERSION}; log: {}",
-            log.display()
-        ));
+        step.say(&format!("installing cargo-deny {VERSION}; log: {}", log.display()));
         step.log_to(&log);
         let scratch = entry.scratch()?;
         let out = scratch.join("out");

@@ -13,12 +13,7 @@ use crate::{cache, root};
 
 /// One program that behaves as any of [`KUBE_LINKS`], by the name it is called.
 const KUBE_PROGRAM: &str = "kube-multicall";
-const KUBE_LINKS: &[&str] = &[
-    "kube-apiserver",
-    "kube-controller-manager",
-    "kube-scheduler",
-    "kubectl",
-];
+const KUBE_LINKS: &[&str] = &["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"];
 const OTHER_PROGRAMS: &[&str] = &["kwok", "etcd", "etcdctl"];
 /// kwok does nothing without these; paths inside its module.
 const KWOK_STAGES: &[&str] = &[
@@ -52,9 +47,7 @@ impl Versions {
             etcd,
             recipe,
         } = self;
-        cache::file_name(&format!(
-            "kubernetes-{kubernetes}-kwok-{kwok}-etcd-{etcd}-r{recipe}"
-        ))
+        cache::file_name(&format!("kubernetes-{kubernetes}-kwok-{kwok}-etcd-{etcd}-r{recipe}"))
     }
 }
 
@@ -82,10 +75,7 @@ pub(crate) fn ensure() -> Result<Option<PathBuf>> {
         let entry = cache::Entry::lock(&parent, &key, || step.say("another build runs, waiting"))?;
         if !missing(entry.dir()).is_empty() {
             let log = parent.join(format!("{key}.log"));
-            step.say(&format!(
-                "building, 8 minutes on two cores; log: {}",
-                log.display()
-            ));
+            step.say(&format!("building, 8 minutes on two cores; log: {}", log.display()));
             step.log_to(&log);
             let built = build(&step, &versions, entry.scratch()?)?;
             let lacks = missing(&built);
@@ -108,9 +98,7 @@ pub(crate) fn find() -> Result<Option<PathBuf>> {
     if let Some(choice) = std::env::var_os("HANSE_KUBE_TOOLS").filter(|c| !c.is_empty()) {
         return given(Path::new(&choice));
     }
-    let dir = cache::root()?
-        .join("kube-tools")
-        .join(Versions::read()?.key());
+    let dir = cache::root()?.join("kube-tools").join(Versions::read()?.key());
     Ok(missing(&dir).is_empty().then_some(dir))
 }
 
@@ -139,13 +127,8 @@ fn given(choice: &Path) -> Result<Option<PathBuf>> {
 }
 
 fn missing(dir: &Path) -> Vec<String> {
-    let programs = KUBE_LINKS
-        .iter()
-        .chain(OTHER_PROGRAMS)
-        .map(|n| format!("bin/{n}"));
-    let stages = KWOK_STAGES
-        .iter()
-        .map(|s| format!("kwok-stages/{}", file_name(s)));
+    let programs = KUBE_LINKS.iter().chain(OTHER_PROGRAMS).map(|n| format!("bin/{n}"));
+    let stages = KWOK_STAGES.iter().map(|s| format!("kwok-stages/{}", file_name(s)));
     programs
         .chain(stages)
         .filter(|path| !dir.join(path).is_file())
@@ -169,19 +152,9 @@ fn build(step: &Step, versions: &Versions, scratch: &Path) -> Result<PathBuf> {
         cache::relink(&bin.join(name), Path::new(KUBE_PROGRAM))?;
     }
     step.say("kwok (2 of 4)");
-    step.run(&mut go_build(
-        &kube,
-        "",
-        &bin.join("kwok"),
-        "sigs.k8s.io/kwok/cmd/kwok",
-    ))?;
+    step.run(&mut go_build(&kube, "", &bin.join("kwok"), "sigs.k8s.io/kwok/cmd/kwok"))?;
     step.say("etcd (3 of 4)");
-    step.run(&mut go_build(
-        &etcd,
-        "",
-        &bin.join("etcd"),
-        "go.etcd.io/etcd/server/v3",
-    ))?;
+    step.run(&mut go_build(&etcd, "", &bin.join("etcd"), "go.etcd.io/etcd/server/v3"))?;
     step.say("etcdctl (4 of 4)");
     step.run(&mut go_build(
         &etcd,
@@ -195,14 +168,9 @@ fn build(step: &Step, versions: &Versions, scratch: &Path) -> Result<PathBuf> {
 
 fn go_build(module: &Path, stamp: &str, out: &Path, package: &str) -> Command {
     let mut go = Command::new("go");
-    go.current_dir(module)
-        .env("CGO_ENABLED", "0")
-        .env_remove("GOFLAGS");
+    go.current_dir(module).env("CGO_ENABLED", "0").env_remove("GOFLAGS");
     go.args(["build", "-v", "-mod=readonly", "-trimpath", "-ldflags"]);
-    go.arg(format!("-s -w {stamp}"))
-        .arg("-o")
-        .arg(out)
-        .arg(package);
+    go.arg(format!("-s -w {stamp}")).arg("-o").arg(out).arg(package);
     go
 }
 
@@ -227,22 +195,13 @@ fn version_stamp(version: &str) -> Result<String> {
 fn copy_stages(module: &Path, to: &Path) -> Result<()> {
     let list = Command::new("go")
         .current_dir(module)
-        .args([
-            "list",
-            "-mod=readonly",
-            "-m",
-            "-f",
-            "{{.Dir}}",
-            "sigs.k8s.io/kwok",
-        ])
+        .args(["list", "-mod=readonly", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kwok"])
         .output()
         .context("run go list")?;
     let dir = String::from_utf8_lossy(&list.stdout).trim().to_owned();
     if dir.is_empty() {
         let why = String::from_utf8_lossy(&list.stderr).trim().to_owned();
-        return Err(anyhow!(
-            "go list does not know where kwok's module lies: {why}"
-        ));
+        return Err(anyhow!("go list does not know where kwok's module lies: {why}"));
     }
     fs::create_dir_all(to).with_context(|| format!("create {}", to.display()))?;
     for stage in KWOK_STAGES {
@@ -283,10 +242,7 @@ mod tests {
             etcd: "v3.5.6".into(),
             recipe: 7,
         };
-        assert_eq!(
-            versions.key(),
-            "kubernetes-v1.2.3-kwok-v0.4.0-etcd-v3.5.6-r7"
-        );
+        assert_eq!(versions.key(), "kubernetes-v1.2.3-kwok-v0.4.0-etcd-v3.5.6-r7");
     }
 
     #[test]

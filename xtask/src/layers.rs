@@ -104,11 +104,7 @@ const CRATES: &[Crate] = &[
 ];
 
 /// Packages that exactly one crate may name, so that they can be replaced there.
-pub(crate) const OWNED: &[(&str, &str)] = &[
-    ("openraft*", CONSENSUS),
-    ("rocksdb", STATE),
-    ("quinn*", TUNNEL),
-];
+pub(crate) const OWNED: &[(&str, &str)] = &[("openraft*", CONSENSUS), ("rocksdb", STATE), ("quinn*", TUNNEL)];
 
 /// Reads the manifests through cargo and compares them with the table.
 pub(crate) fn check(root: &Path) -> Result<Vec<Finding>> {
@@ -118,30 +114,19 @@ pub(crate) fn check(root: &Path) -> Result<Vec<Finding>> {
         .output()
         .context("run cargo metadata")?;
     if !output.status.success() {
-        bail!(
-            "cargo metadata failed: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        bail!("cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr));
     }
     let graph: Value = serde_json::from_slice(&output.stdout).context("read cargo metadata")?;
-    let packages = graph["packages"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
+    let packages = graph["packages"].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut findings = Vec::new();
     for package in packages {
         let manifest = package["manifest_path"].as_str().unwrap_or_default();
         let text = fs::read_to_string(manifest).with_context(|| format!("read {manifest}"))?;
-        let shown = Path::new(manifest)
-            .strip_prefix(root)
-            .unwrap_or(Path::new(manifest));
+        let shown = Path::new(manifest).strip_prefix(root).unwrap_or(Path::new(manifest));
         let name = package["name"].as_str().unwrap_or_default();
         let used = package["dependencies"].as_array().into_iter().flatten();
         let used = used.filter_map(|d| d["name"].as_str()).collect::<Vec<_>>();
-        let members = packages
-            .iter()
-            .filter_map(|p| p["name"].as_str())
-            .collect::<Vec<_>>();
+        let members = packages.iter().filter_map(|p| p["name"].as_str()).collect::<Vec<_>>();
         findings.extend(
             check_crate(name, &used, &members)
                 .into_iter()
@@ -159,16 +144,11 @@ pub(crate) fn check(root: &Path) -> Result<Vec<Finding>> {
 /// The dependencies of one crate that break a rule, each with what to do.
 fn check_crate<'a>(name: &str, used: &[&'a str], members: &[&str]) -> Vec<(&'a str, String)> {
     let Some(entry) = CRATES.iter().find(|c| c.name == name) else {
-        return vec![(
-            "",
-            format!("{name} has no place yet: add it to xtask/src/layers.rs"),
-        )];
+        return vec![("", format!("{name} has no place yet: add it to xtask/src/layers.rs"))];
     };
     let mut findings = Vec::new();
     for dependency in used {
-        let owner = OWNED
-            .iter()
-            .find(|(pattern, _)| matches(pattern, dependency));
+        let owner = OWNED.iter().find(|(pattern, _)| matches(pattern, dependency));
         if members.contains(dependency) && *dependency != name {
             if !entry.may_use.contains(dependency) {
                 findings.push((
@@ -181,11 +161,7 @@ fn check_crate<'a>(name: &str, used: &[&'a str], members: &[&str]) -> Vec<(&'a s
                 *dependency,
                 format!("only {owner} may name {dependency}: use what {owner} offers"),
             ));
-        } else if entry
-            .never
-            .iter()
-            .any(|pattern| matches(pattern, dependency))
-        {
+        } else if entry.never.iter().any(|pattern| matches(pattern, dependency)) {
             findings.push((
                 *dependency,
                 format!("{name} must stay free of {dependency}: do this in a higher crate"),
@@ -207,10 +183,7 @@ fn line_of(manifest: &str, dependency: &str) -> usize {
         let rest = line.trim_start().strip_prefix(dependency);
         !dependency.is_empty() && rest.is_some_and(|r| r.starts_with([' ', '.', '=']))
     };
-    manifest
-        .lines()
-        .position(starts)
-        .map_or(1, |index| index + 1)
+    manifest.lines().position(starts).map_or(1, |index| index + 1)
 }
 
 #[cfg(test)]
@@ -243,22 +216,13 @@ mod tests {
     #[test]
     fn owned_package_has_one_home() {
         assert!(check_crate(CONSENSUS, &["openraft", "openraft-multi"], &members()).is_empty());
-        assert_eq!(
-            check_crate(SERVER, &["openraft-multi"], &members()).len(),
-            1
-        );
-        assert_eq!(
-            check_crate(GATEWAY, &["rocksdb", "quinn-proto"], &members()).len(),
-            2
-        );
+        assert_eq!(check_crate(SERVER, &["openraft-multi"], &members()).len(), 1);
+        assert_eq!(check_crate(GATEWAY, &["rocksdb", "quinn-proto"], &members()).len(), 2);
     }
 
     #[test]
     fn api_stays_free_of_io() {
-        assert_eq!(
-            check_crate(API, &["tokio", "serde", "tokio-util"], &members()).len(),
-            2
-        );
+        assert_eq!(check_crate(API, &["tokio", "serde", "tokio-util"], &members()).len(), 2);
     }
 
     #[test]

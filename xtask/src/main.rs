@@ -101,10 +101,7 @@ fn tools(quiet: bool) -> Result<ExitCode> {
 fn root() -> PathBuf {
     let built_in = env!("CARGO_MANIFEST_DIR");
     let manifest = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| built_in.into());
-    Path::new(&manifest)
-        .parent()
-        .unwrap_or(Path::new("."))
-        .to_owned()
+    Path::new(&manifest).parent().unwrap_or(Path::new(".")).to_owned()
 }
 
 /// The cargo that runs us, so that a chosen toolchain stays chosen.

@@ -59,20 +59,12 @@ pub(crate) fn install() -> Result<()> {
         Step::start("system packages", "").finish("all there");
         return Ok(());
     }
-    let packages = missing
-        .iter()
-        .map(|n| n.package)
-        .collect::<Vec<_>>()
-        .join(" ");
+    let packages = missing.iter().map(|n| n.package).collect::<Vec<_>>().join(" ");
     let step = Step::start("system packages", &format!("installing {packages}"));
     let prefix = match installer() {
         Ok(prefix) => prefix,
         Err(why) => {
-            let what = missing
-                .iter()
-                .map(|n| n.what)
-                .collect::<Vec<_>>()
-                .join(", ");
+            let what = missing.iter().map(|n| n.what).collect::<Vec<_>>().join(", ");
             bail!("missing: {what}\n{why}; install them, on Debian: apt-get install {packages}")
         }
     };
@@ -80,8 +72,7 @@ pub(crate) fn install() -> Result<()> {
         .context("refresh the package lists")?;
     let mut args = vec!["install", "--yes", "--no-install-recommends"];
     args.extend(missing.iter().map(|n| n.package));
-    step.run(&mut apt(&prefix, &args))
-        .context("install packages")?;
+    step.run(&mut apt(&prefix, &args)).context("install packages")?;
     if let Some(need) = missing.iter().find(|n| !(n.present)()) {
         bail!(
             "{} is still missing after the package {} was installed{}",
@@ -116,16 +107,9 @@ fn installer() -> Result<Vec<&'static str>> {
 }
 
 fn apt(prefix: &[&str], args: &[&str]) -> Command {
-    let words = [
-        prefix,
-        &["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"],
-        args,
-    ]
-    .concat();
+    let words = [prefix, &["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"], args].concat();
     let mut command = Command::new(words[0]);
-    command
-        .args(&words[1..])
-        .env("DEBIAN_FRONTEND", "noninteractive");
+    command.args(&words[1..]).env("DEBIAN_FRONTEND", "noninteractive");
     command
 }
 
@@ -143,11 +127,7 @@ fn has_libclang() -> bool {
         return true;
     }
     let mut dirs = vec![PathBuf::from("/usr/lib64"), PathBuf::from("/usr/local/lib")];
-    for entry in std::fs::read_dir("/usr/lib")
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+    for entry in std::fs::read_dir("/usr/lib").into_iter().flatten().flatten() {
         dirs.push(entry.path());
         dirs.push(entry.path().join("lib"));
     }
@@ -171,14 +151,8 @@ fn has_go() -> bool {
 }
 
 fn go_is_new_enough(version: &str) -> bool {
-    let number = version
-        .split_whitespace()
-        .nth(2)
-        .and_then(|w| w.strip_prefix("go"));
-    let mut parts = number
-        .unwrap_or_default()
-        .split('.')
-        .map(|p| p.parse::<u32>().ok());
+    let number = version.split_whitespace().nth(2).and_then(|w| w.strip_prefix("go"));
+    let mut parts = number.unwrap_or_default().split('.').map(|p| p.parse::<u32>().ok());
     matches!((parts.next().flatten(), parts.next().flatten()), (Some(1), Some(minor)) if minor >= 21)
 }
 

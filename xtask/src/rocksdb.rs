@@ -67,11 +67,7 @@ fn locate_or_build(step: &Step) -> Result<(PathBuf, &'static str)> {
     }
     let sources = sources()?;
     let cpu = cpu_baseline(std::env::consts::ARCH, &cpu_flags());
-    let compression = if sources.lz4.is_some() {
-        "lz4"
-    } else {
-        "plain"
-    };
+    let compression = if sources.lz4.is_some() { "lz4" } else { "plain" };
     let key = cache::file_name(&format!(
         "{}-{}-{cpu}-{compression}-r{RECIPE}",
         sources.version,
@@ -86,10 +82,7 @@ fn locate_or_build(step: &Step) -> Result<(PathBuf, &'static str)> {
         return Ok((entry.dir().to_owned(), "found"));
     }
     let log = parent.join(format!("{key}.log"));
-    step.say(&format!(
-        "building, 6 minutes on two cores; log: {}",
-        log.display()
-    ));
+    step.say(&format!("building, 6 minutes on two cores; log: {}", log.display()));
     let built = build(step, &sources, cpu, entry.scratch()?, &log)?;
     Ok((entry.publish(&built)?, "built"))
 }
@@ -110,8 +103,8 @@ fn sources() -> Result<Sources> {
         bail!("cargo metadata failed ({})", output.status);
     }
     let graph: Value = serde_json::from_slice(&output.stdout).context("read cargo metadata")?;
-    let (version, dir) = package(&graph, "librocksdb-sys")
-        .ok_or_else(|| anyhow!("no crate of the workspace uses librocksdb-sys"))?;
+    let (version, dir) =
+        package(&graph, "librocksdb-sys").ok_or_else(|| anyhow!("no crate of the workspace uses librocksdb-sys"))?;
     for feature in features(&graph, "librocksdb-sys") {
         if !NEUTRAL_FEATURES.contains(&feature.as_str()) {
             bail!("the quick build knows no feature `{feature}` of librocksdb-sys");
@@ -126,15 +119,9 @@ fn sources() -> Result<Sources> {
 }
 
 fn package(graph: &Value, name: &str) -> Option<(String, PathBuf)> {
-    let package = graph["packages"]
-        .as_array()?
-        .iter()
-        .find(|p| p["name"] == name)?;
+    let package = graph["packages"].as_array()?.iter().find(|p| p["name"] == name)?;
     let manifest = Path::new(package["manifest_path"].as_str()?);
-    Some((
-        package["version"].as_str()?.to_owned(),
-        manifest.parent()?.to_owned(),
-    ))
+    Some((package["version"].as_str()?.to_owned(), manifest.parent()?.to_owned()))
 }
 
 fn features(graph: &Value, name: &str) -> Vec<String> {
@@ -145,13 +132,8 @@ fn features(graph: &Value, name: &str) -> Vec<String> {
         .find(|p| p["name"] == name);
     let nodes = graph["resolve"]["nodes"].as_array().into_iter().flatten();
     let of = |node: &&Value| package.is_some_and(|p| p["id"] == node["id"]);
-    let features = nodes
-        .filter(of)
-        .flat_map(|n| n["features"].as_array())
-        .flatten();
-    features
-        .filter_map(|f| f.as_str().map(str::to_owned))
-        .collect()
+    let features = nodes.filter(of).flat_map(|n| n["features"].as_array()).flatten();
+    features.filter_map(|f| f.as_str().map(str::to_owned)).collect()
 }
 
 /// `gcc-12.2.0`: objects of another compiler must not be mixed up with these.
@@ -169,10 +151,7 @@ fn compiler() -> Result<String> {
     } else {
         "gcc"
     };
-    Ok(format!(
-        "{family}-{}",
-        ask(&["-dumpfullversion", "-dumpversion"])?
-    ))
+    Ok(format!("{family}-{}", ask(&["-dumpfullversion", "-dumpversion"])?))
 }
 
 fn cxx() -> String {
@@ -191,13 +170,7 @@ fn cpu_flags() -> String {
 fn cpu_baseline(arch: &str, cpuinfo: &str) -> &'static str {
     let has = |flag: &str| cpuinfo.split_whitespace().any(|word| word == flag);
     match arch {
-        "x86_64"
-            if ["avx2", "bmi1", "bmi2", "fma", "pclmulqdq"]
-                .iter()
-                .all(|f| has(f)) =>
-        {
-            "haswell"
-        }
+        "x86_64" if ["avx2", "bmi1", "bmi2", "fma", "pclmulqdq"].iter().all(|f| has(f)) => "haswell",
         "x86_64" if has("sse4_2") && has("pclmulqdq") => "westmere",
         // On arm64 the build turns CRC on by itself.
         _ => "1",
@@ -222,12 +195,7 @@ fn build(step: &Step, sources: &Sources, cpu: &str, scratch: &Path, log: &Path) 
     }
     let build = scratch.join("build");
     let mut cmake = Command::new("cmake");
-    cmake
-        .arg("-S")
-        .arg(&source)
-        .arg("-B")
-        .arg(&build)
-        .args(["-G", "Ninja"]);
+    cmake.arg("-S").arg(&source).arg("-B").arg(&build).args(["-G", "Ninja"]);
     cmake.args([
         "-DCMAKE_BUILD_TYPE=Release",
         "-DROCKSDB_BUILD_SHARED=0",
@@ -253,8 +221,7 @@ fn build(step: &Step, sources: &Sources, cpu: &str, scratch: &Path, log: &Path) 
     step.run(Command::new("ninja").arg("-C").arg(&build).arg("rocksdb"))?;
     let out = scratch.join("out");
     fs::create_dir_all(out.join("lib")).context("create the folder of the library")?;
-    fs::rename(build.join("librocksdb.a"), out.join("lib/librocksdb.a"))
-        .context("the build left no librocksdb.a")?;
+    fs::rename(build.join("librocksdb.a"), out.join("lib/librocksdb.a")).context("the build left no librocksdb.a")?;
     fs::rename(source.join("include"), out.join("include")).context("keep the headers")?;
     Ok(out)
 }
@@ -303,10 +270,7 @@ mod tests {
     fn baseline_follows_the_processor() {
         let new = "flags : sse4_2 avx2 bmi1 bmi2 fma pclmulqdq";
         assert_eq!(cpu_baseline("x86_64", new), "haswell");
-        assert_eq!(
-            cpu_baseline("x86_64", "flags : sse4_2 pclmulqdq"),
-            "westmere"
-        );
+        assert_eq!(cpu_baseline("x86_64", "flags : sse4_2 pclmulqdq"), "westmere");
         assert_eq!(cpu_baseline("x86_64", "flags : sse2"), "1");
         assert_eq!(cpu_baseline("aarch64", ""), "1");
     }
@@ -319,14 +283,8 @@ mod tests {
             "resolve": {"nodes": [{"id": "y", "features": ["zstd"]},
                                   {"id": "x", "features": ["lz4", "bindgen-runtime"]}]},
         });
-        assert_eq!(
-            features(&graph, "librocksdb-sys"),
-            ["lz4", "bindgen-runtime"]
-        );
+        assert_eq!(features(&graph, "librocksdb-sys"), ["lz4", "bindgen-runtime"]);
         let (version, dir) = package(&graph, "librocksdb-sys").unwrap();
-        assert_eq!(
-            (version.as_str(), dir),
-            ("1", PathBuf::from("/r/librocksdb-sys-1"))
-        );
+        assert_eq!((version.as_str(), dir), ("1", PathBuf::from("/r/librocksdb-sys-1")));
     }
 }

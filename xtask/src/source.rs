@@ -17,11 +17,7 @@ pub(crate) fn code_only(source: &str) -> String {
     while at < bytes.len() {
         let end = literal_end(bytes, at);
         if end == at {
-            out.push(if bytes[at].is_ascii() {
-                bytes[at]
-            } else {
-                b' '
-            });
+            out.push(if bytes[at].is_ascii() { bytes[at] } else { b' ' });
             at += 1;
         } else {
             let blank = |b: &u8| if *b == b'\n' { b'\n' } else { b' ' };
@@ -49,10 +45,7 @@ fn literal_end(bytes: &[u8], at: usize) -> usize {
     }
     // r"..", r#".."#, br".." and the like; not the end of a name such as `for"`.
     if !(at > 0 && is_word(bytes[at - 1])) {
-        let prefix = rest
-            .iter()
-            .take_while(|b| matches!(b, b'b' | b'c' | b'r'))
-            .count();
+        let prefix = rest.iter().take_while(|b| matches!(b, b'b' | b'c' | b'r')).count();
         let hashes = rest[prefix..].iter().take_while(|b| **b == b'#').count();
         let quote = rest.get(prefix + hashes) == Some(&b'"');
         if (1..=2).contains(&prefix) && quote && rest[prefix - 1] == b'r' {
@@ -89,9 +82,8 @@ fn string_end(bytes: &[u8], mut at: usize) -> usize {
 }
 
 fn raw_string_end(bytes: &[u8], start: usize, hashes: usize) -> usize {
-    let closes = |at: &usize| {
-        bytes[*at] == b'"' && bytes[at + 1..].iter().take_while(|b| **b == b'#').count() >= hashes
-    };
+    let closes =
+        |at: &usize| bytes[*at] == b'"' && bytes[at + 1..].iter().take_while(|b| **b == b'#').count() >= hashes;
     (start..bytes.len())
         .find(closes)
         .map_or(bytes.len(), |at| at + 1 + hashes)
@@ -199,11 +191,7 @@ fn item_end(code: &str) -> Option<usize> {
 }
 
 fn line_at(code: &str, offset: usize) -> usize {
-    code.as_bytes()[..offset]
-        .iter()
-        .filter(|b| **b == b'\n')
-        .count()
-        + 1
+    code.as_bytes()[..offset].iter().filter(|b| **b == b'\n').count() + 1
 }
 
 #[cfg(test)]

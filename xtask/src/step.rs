@@ -26,9 +26,7 @@ pub(crate) fn force_plain() {
 }
 
 fn spinner_wanted() -> bool {
-    !PLAIN.load(Ordering::Relaxed)
-        && std::io::stderr().is_terminal()
-        && std::env::var_os("CI").is_none()
+    !PLAIN.load(Ordering::Relaxed) && std::io::stderr().is_terminal() && std::env::var_os("CI").is_none()
 }
 
 /// One line of `up`, from its start to its result.
@@ -91,9 +89,7 @@ impl Step {
         // The command object keeps our write ends open: let them go, or the read never ends.
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let tail = self.follow(reader)?;
-        let status = child
-            .wait()
-            .with_context(|| format!("wait for `{shown}`"))?;
+        let status = child.wait().with_context(|| format!("wait for `{shown}`"))?;
         if status.success() {
             return Ok(());
         }
@@ -139,11 +135,7 @@ impl Step {
     /// Ends the step well and shows how long it took.
     pub(crate) fn finish(mut self, result: &str) {
         self.stop();
-        eprintln!(
-            "{}: {result} ({})",
-            self.name,
-            elapsed(self.began.elapsed())
-        );
+        eprintln!("{}: {result} ({})", self.name, elapsed(self.began.elapsed()));
     }
 
     fn stop(&mut self) {
@@ -161,11 +153,7 @@ impl Drop for Step {
     fn drop(&mut self) {
         if self.painter.is_some() {
             self.stop();
-            eprintln!(
-                "{}: FAILED after {}",
-                self.name,
-                elapsed(self.began.elapsed())
-            );
+            eprintln!("{}: FAILED after {}", self.name, elapsed(self.began.elapsed()));
         }
     }
 }

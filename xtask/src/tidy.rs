@@ -26,10 +26,7 @@ const RUNTIME_ONLY: &[(&str, &str)] = &[
         "tokio::spawn",
         "spawn through hanse-runtime, which ends and joins tasks",
     ),
-    (
-        "task::spawn",
-        "spawn through hanse-runtime, which ends and joins tasks",
-    ),
+    ("task::spawn", "spawn through hanse-runtime, which ends and joins tasks"),
     ("thread_rng", "take the random source of hanse-runtime"),
     ("rand::rng", "take the random source of hanse-runtime"),
     ("rand::random", "take the random source of hanse-runtime"),
@@ -37,10 +34,7 @@ const RUNTIME_ONLY: &[(&str, &str)] = &[
 
 /// Never in code that lands. Written in pieces, or this file would find itself.
 const NEVER: &[(&str, &str)] = &[
-    (
-        "todo!",
-        "write it, or return an error that says what is missing",
-    ),
+    ("todo!", "write it, or return an error that says what is missing"),
     (
         "unimplemented!",
         "write it, or return an error that says what is missing",
@@ -72,14 +66,7 @@ pub(crate) struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}:{}: {}: {}",
-            self.file.display(),
-            self.line,
-            self.rule,
-            self.text
-        )
+        write!(f, "{}:{}: {}: {}", self.file.display(), self.line, self.rule, self.text)
     }
 }
 
@@ -106,26 +93,14 @@ pub(crate) fn check(root: &Path) -> Result<Vec<Finding>> {
 
 fn files(root: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("git")
-        .args([
-            "ls-files",
-            "-z",
-            "--cached",
-            "--others",
-            "--exclude-standard",
-        ])
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
         .current_dir(root)
         .output()
         .context("run git ls-files")?;
     if !output.status.success() {
-        bail!(
-            "git ls-files failed: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        bail!("git ls-files failed: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let names = output
-        .stdout
-        .split(|b| *b == 0)
-        .filter(|name| !name.is_empty());
+    let names = output.stdout.split(|b| *b == 0).filter(|name| !name.is_empty());
     Ok(names
         .map(|n| PathBuf::from(String::from_utf8_lossy(n).into_owned()))
         .collect())
@@ -210,12 +185,11 @@ fn check_rust(file: &Path, text: &str, code: &str) -> Vec<Finding> {
 /// Whether `name` occurs as a whole word (or path) in a line of code.
 fn names(line: &str, name: &str) -> bool {
     let bytes = line.as_bytes();
+    let first = name.as_bytes().first().is_some_and(|b| source::is_word(*b));
     line.match_indices(name).any(|(at, _)| {
-        let before = at > 0 && source::is_word(bytes[at - 1]);
-        let after = bytes
-            .get(at + name.len())
-            .is_some_and(|b| source::is_word(*b));
-        !(before && source::is_word(name.as_bytes()[0])) && !after
+        let starts = !first || at == 0 || !source::is_word(bytes[at - 1]);
+        let ends = bytes.get(at + name.len()).is_none_or(|b| !source::is_word(*b));
+        starts && ends
     })
 }
 
@@ -224,16 +198,9 @@ fn may_touch_the_world(file: &Path) -> bool {
 }
 
 fn is_test_file(file: &Path) -> bool {
-    let stem = file
-        .file_stem()
-        .and_then(|s| s.to_str())
-        .unwrap_or_default();
+    let stem = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
     let folder = |name: &str| file.components().any(|part| part.as_os_str() == name);
-    folder("tests")
-        || folder("benches")
-        || folder("chaos-tests")
-        || stem == "tests"
-        || stem.ends_with("_tests")
+    folder("tests") || folder("benches") || folder("chaos-tests") || stem == "tests" || stem.ends_with("_tests")
 }
 
 /// An outside package that may be replaced one day is named in one file only.
@@ -253,10 +220,7 @@ impl Doors {
         let tests = source::test_lines(code);
         for (pattern, _) in layers::OWNED {
             let package = pattern.trim_end_matches('*');
-            let lines = code
-                .lines()
-                .enumerate()
-                .filter(|(_, line)| uses(line, package));
+            let lines = code.lines().enumerate().filter(|(_, line)| uses(line, package));
             let lines = lines.map(|(index, _)| index + 1);
             let lines = lines
                 .filter(|n| !tests.iter().any(|range| range.contains(n)))
@@ -273,11 +237,7 @@ impl Doors {
     fn findings(self) -> Vec<Finding> {
         let mut findings = Vec::new();
         for (package, folder) in ONE_FILE {
-            let files = self
-                .named
-                .get(package)
-                .map(Vec::as_slice)
-                .unwrap_or_default();
+            let files = self.named.get(package).map(Vec::as_slice).unwrap_or_default();
             let files = files.iter().filter(|(file, ..)| file.starts_with(folder));
             let home = files.clone().max_by_key(|(_, _, count)| *count);
             let Some((home, ..)) = home else { continue };
@@ -286,10 +246,7 @@ impl Doors {
                     file: file.clone(),
                     line: *line,
                     rule: "one-door",
-                    text: format!(
-                        "{package} is named in {} only: go through it",
-                        home.display()
-                    ),
+                    text: format!("{package} is named in {} only: go through it", home.display()),
                 });
             }
         }
@@ -302,10 +259,7 @@ fn uses(line: &str, package: &str) -> bool {
     line.match_indices(package).any(|(at, _)| {
         let before = &line[..at];
         let after = &line[at + package.len()..];
-        let own_word = !before
-            .bytes()
-            .last()
-            .is_some_and(|b| source::is_word(b) || b == b':');
+        let own_word = !before.bytes().last().is_some_and(|b| source::is_word(b) || b == b':');
         own_word && (after.starts_with("::") || before.trim_end().ends_with("use") && after == ";")
     })
 }
@@ -367,10 +321,7 @@ mod tests {
         assert_eq!(rules("api/src/a.rs", &long), [(1, "function-length")]);
         let fits = format!("fn a() {{\n{}}}\n", "    b();\n".repeat(68));
         assert_eq!(rules("api/src/a.rs", &fits), []);
-        assert_eq!(
-            rules("api/src/a.rs", &"\n".repeat(801)),
-            [(800, "file-length")]
-        );
+        assert_eq!(rules("api/src/a.rs", &"\n".repeat(801)), [(800, "file-length")]);
     }
 
     #[test]
@@ -386,14 +337,8 @@ mod tests {
             Path::new("state/src/engine.rs"),
             "use rocksdb::DB;\nfn a(x: rocksdb::DB) {}\n",
         );
-        doors.visit(
-            Path::new("state/src/other.rs"),
-            "\nfn a(x: rocksdb::DB) {}\n",
-        );
-        doors.visit(
-            Path::new("state/src/third.rs"),
-            "use crate::rocksdb::Engine;\n",
-        );
+        doors.visit(Path::new("state/src/other.rs"), "\nfn a(x: rocksdb::DB) {}\n");
+        doors.visit(Path::new("state/src/third.rs"), "use crate::rocksdb::Engine;\n");
         doors.visit(Path::new("state/tests/t.rs"), "use rocksdb::DB;\n");
         let found = doors.findings();
         assert_eq!(found.len(), 1);

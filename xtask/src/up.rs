@@ -24,9 +24,7 @@ pub(crate) fn up(args: &[String]) -> Result<()> {
         thread::scope(|scope| {
             let tools = scope.spawn(kube_tools::ensure);
             let binary = rocksdb::ensure().and_then(|()| build());
-            let tools = tools
-                .join()
-                .map_err(|_| anyhow!("the build of the tools panicked"))?;
+            let tools = tools.join().map_err(|_| anyhow!("the build of the tools panicked"))?;
             tools.and(binary)
         })?
     } else {
@@ -69,9 +67,9 @@ fn target_dir() -> Result<PathBuf> {
         .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
         .context("cargo metadata failed")?;
     let dir = graph["target_directory"].as_str();
-    Ok(PathBuf::from(dir.ok_or_else(|| {
-        anyhow!("cargo metadata names no target folder")
-    })?))
+    Ok(PathBuf::from(
+        dir.ok_or_else(|| anyhow!("cargo metadata names no target folder"))?,
+    ))
 }
 
 /// Makes `hanse` a command: a link in a folder of the user's that is on PATH.
