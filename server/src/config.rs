@@ -1,0 +1,234 @@
+//! `server.toml`: everything one server needs to know. Unknown keys are faults; every fault is told at once.
+
+use hanse_runtime::config::{ConfigErrors, Validate};
+use hanse_runtime::telemetry::Format;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// The whole file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Name, a DNS label, unique among all servers.
+    pub name: String,
+    /// Raft node id, from 1, unique among all servers there ever were.
+    pub id: u64,
+    /// Region, a DNS label.
+    pub region: String,
+    /// Holds everything that the server keeps.
+    pub data_dir: PathBuf,
+    /// Form of log lines.
+    #[serde(default)]
+    pub log_format: Format,
+    /// Keys and certificates.
+    pub tls: TlsConfig,
+    /// HTTPS front door.
+    pub gateway: GatewaySection,
+    /// Raft between servers.
+    pub raft: RaftSection,
+    /// QUIC endpoint for agents.
+    pub tunnel: TunnelSection,
+    /// Servers that the system starts with: the same list on each of them.
+    #[serde(rename = "member", default)]
+    pub members: Vec<MemberConfig>,
+    /// First administrator.
+    #[serde(default)]
+    pub bootstrap: BootstrapSection,
+}
+
+/// Files with keys and certificates. Keys must be readable by the owner only.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// Certificate of the system's authority, PEM.
+    pub ca: PathBuf,
+    /// Key of the system's authority, PEM: servers sign the certificates of agents.
+    pub ca_key: PathBuf,
+    /// This server's certificate, PEM; names `hanse://server/<name>` as URI.
+    pub cert: PathBuf,
+    /// This server's key, PEM.
+    pub key: PathBuf,
+    /// 32 random bytes with which secrets are sealed; the same on every server.
+    pub seal_key: PathBuf,
+}
+
+/// HTTPS front door.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatewaySection {
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// HTTPS base that clients use, such as that of the load balancer.
+    pub external_url: String,
+}
+
+/// Raft between servers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RaftSection {
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// Time between heartbeats of a leader, in milliseconds: a third of the election timeout or less.
+    #[serde(default = "default_heartbeat_ms")]
+    pub heartbeat_ms: u64,
+    /// Shortest time without a heartbeat after which a follower stands for election, in milliseconds: ten times the
+    /// longest round trip between servers or more. The longest is twice this.
+    #[serde(default = "default_election_ms")]
+    pub election_ms: u64,
+}
+
+const fn default_heartbeat_ms() -> u64 {
+    150
+}
+
+const fn default_election_ms() -> u64 {
+    600
+}
+
+/// QUIC endpoint for agents.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TunnelSection {
+    /// UDP address to listen on.
+    pub listen: SocketAddr,
+}
+
+/// One server of the system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberConfig {
+    /// Raft node id.
+    pub id: u64,
+    /// Name.
+    pub name: String,
+    /// Region.
+    pub region: String,
+    /// HTTPS base of its gateway.
+    pub gateway: String,
+    /// `host:port` of its Raft service.
+    pub raft: String,
+    /// `host:port` (UDP) of its tunnel endpoint.
+    pub tunnel: String,
+}
+
+/// First administrator: an access key whose secret only its owner has.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BootstrapSection {
+    /// Public id of the key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_key_id: Option<String>,
+    /// SHA-256 of the key's secret, in lower-case hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_key_sha256: Option<String>,
+}
+
+impl ServerConfig {
+    /// This server's own entry in the list of members.
+    pub fn own_member(&self) -> Option<&MemberConfig> {
+        self.members.iter().find(|m| m.id == self.id)
+    }
+}
+
+impl Validate for ServerConfig {
+    fn validate(&self, errors: &mut ConfigErrors) {
+        for (key, name) in [("name", &self.name), ("region", &self.region)] {
+            if let Err(why) = hanse_api::name::check_label(name) {
+                errors.add(key, format!("{name:?}: {why}"));
+            }
+        }
+        errors.require(self.id > 0, "id", "must be 1 or more");
+        errors.require(self.raft.heartbeat_ms >= 10, "raft.heartbeat_ms", "must be 10 or more");
+        let enough = self.raft.election_ms >= self.raft.heartbeat_ms.saturating_mul(3);
+        errors.require(enough, "raft.election_ms", "must be three times raft.heartbeat_ms or more");
+        let https = self.gateway.external_url.starts_with("https://");
+        errors.require(https, "gateway.external_url", "must begin with https://");
+        self.validate_members(errors);
+        self.validate_bootstrap(errors);
+    }
+}
+
+impl ServerConfig {
+    fn validate_members(&self, errors: &mut ConfigErrors) {
+        match self.own_member() {
+            None => errors.add("member", format!("no entry has this server's id {}", self.id)),
+            Some(own) => {
+                let same = own.name == self.name && own.region == self.region;
+                errors.require(same, "member", "the entry with this server's id has another name or region");
+            }
+        }
+        let ids: BTreeSet<_> = self.members.iter().map(|m| m.id).collect();
+        errors.require(ids.len() == self.members.len(), "member", "two entries have the same id");
+        let names: BTreeSet<_> = self.members.iter().map(|m| &m.name).collect();
+        errors.require(names.len() == self.members.len(), "member", "two entries have the same name");
+    }
+
+    fn validate_bootstrap(&self, errors: &mut ConfigErrors) {
+        let (id, hash) = (&self.bootstrap.admin_key_id, &self.bootstrap.admin_key_sha256);
+        let both = id.is_some() == hash.is_some();
+        errors.require(both, "bootstrap", "admin_key_id and admin_key_sha256 go together");
+        if let Some(hash) = hash {
+            let hex = hash.len() == 64 && hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            errors.require(hex, "bootstrap.admin_key_sha256", "must be 64 lower-case hex digits");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hanse_runtime::config::parse_text;
+    use std::path::Path;
+
+    const GOOD: &str = r#"
+        name = "eu-1"
+        id = 1
+        region = "eu"
+        data_dir = "data"
+        [tls]
+        ca = "a"
+        ca_key = "b"
+        cert = "c"
+        key = "d"
+        seal_key = "e"
+        [gateway]
+        listen = "127.0.1.1:8443"
+        external_url = "https://127.0.0.1:8443"
+        [raft]
+        listen = "127.0.1.1:8444"
+        [tunnel]
+        listen = "127.0.1.1:8445"
+        [[member]]
+        id = 1
+        name = "eu-1"
+        region = "eu"
+        gateway = "https://127.0.1.1:8443"
+        raft = "127.0.1.1:8444"
+        tunnel = "127.0.1.1:8445"
+    "#;
+
+    fn parse(text: &str) -> Result<ServerConfig, ConfigErrors> {
+        parse_text(text, Path::new("server.toml"))
+    }
+
+    #[test]
+    fn a_good_file_is_taken_and_written_back_the_same() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.raft.election_ms, 600);
+        let again = parse(&toml::to_string(&config).unwrap()).unwrap();
+        assert_eq!(format!("{config:?}"), format!("{again:?}"));
+    }
+
+    #[test]
+    fn every_fault_is_named() {
+        let bad = GOOD.replace("name = \"eu-1\"\n        id = 1", "name = \"EU\"\n        id = 7").replace("https://127.0.0.1", "127.0.0.1");
+        let faults = parse(&bad).unwrap_err().to_string();
+        for part in ["name: \"EU\"", "gateway.external_url", "no entry has this server's id 7"] {
+            assert!(faults.contains(part), "{faults}");
+        }
+        let unknown = parse(&GOOD.replace("[raft]", "[raft]\nelection = 1")).unwrap_err().to_string();
+        assert!(unknown.contains("election") && unknown.contains("line"), "{unknown}");
+    }
+}
