@@ -26,6 +26,7 @@ const NEUTRAL_FEATURES: &[&str] = &[
     "bindgen-runtime",
     "bindgen-static",
     "lz4",
+    "lz4-sys",
     "mt_static",
 ];
 
