@@ -1,1 +1,26 @@
-//! skeleton
+//! The tunnel between servers and agents: HTTP exchanges over QUIC streams, both ways, with mutual TLS.
+//!
+//! Agents dial out. A server reaches an agent through [`AgentHub`] ([`hub::Hub`] implements it), an agent reaches any server
+//! through [`Uplink`] ([`dialer::Dialer`] implements it). Only `quic.rs` names the QUIC library; everything else is
+//! written against pairs of byte streams and tested without a network.
+
+pub mod api;
+pub mod assertion;
+pub mod code;
+pub mod error;
+#[allow(dead_code, reason = "tmp")]
+mod exchange;
+pub mod frame;
+pub mod identity;
+pub mod stream;
+pub mod testing;
+pub mod wire;
+
+pub use api::{
+    AgentEvents, AgentHub, Body, Enrolled, ServerEvents, SessionInfo, TunnelIo, Upgraded, Uplink, empty_body, full_body,
+    refuse, take_refusal,
+};
+pub use error::{Delivery, TunnelError};
+pub use exchange::splice::{LINGER, splice};
+pub use identity::{Credentials, Identity};
+pub use wire::{RequestHead, StoreHead, Target};
