@@ -1,1 +1,21 @@
-//! skeleton
+//! The replicated, versioned, watchable key-value store, without its replication.
+//!
+//! - [`store`]: the trait that everything above is written against, and [`objects`], the registry on top of it.
+//! - [`machine`]: what a command does to the state; pure and deterministic.
+//! - [`watch`]: changes in order, from any revision.
+//! - [`engine`]: bytes on disk, and the one thread that makes them durable.
+//! - [`local`]: the store in one process, without replication.
+//! - [`etcd`]: the etcd v3 API on top of any store.
+//! - [`keys`]: the only place that builds keys.
+
+pub mod engine;
+pub mod error;
+pub mod keys;
+pub mod machine;
+pub mod objects;
+pub mod pb;
+pub mod store;
+pub mod watch;
+
+pub use error::StoreError;
+pub use store::{Access, GroupId, KeySpace, Role, Store, StoreStatus, WatchItem, WatchRequest};

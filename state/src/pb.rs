@@ -1,0 +1,24 @@
+//! Messages and services of the etcd v3 API, generated from our own `.proto` files, and the store's commands.
+
+#[expect(missing_docs, clippy::all, unreachable_pub, reason = "generated code")]
+mod generated {
+    pub mod mvccpb {
+        tonic::include_proto!("mvccpb");
+    }
+    pub mod etcdserverpb {
+        tonic::include_proto!("etcdserverpb");
+    }
+    pub mod hanse {
+        pub mod state {
+            pub mod v1 {
+                tonic::include_proto!("hanse.state.v1");
+            }
+        }
+    }
+}
+
+pub use generated::etcdserverpb::*;
+pub use generated::mvccpb::{Event, KeyValue, event};
+/// What goes through a group's log, and what it answers.
+pub use generated::hanse::state::v1 as command;
+pub use command::{Command, Outcome};
