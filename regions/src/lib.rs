@@ -1,1 +1,37 @@
-//! skeleton
+//! Controllers of Hanse: which server coordinates which region, and what it makes of what is wanted.
+//!
+//! - [`view`], [`feed`]: what a server knows of the council, fed by watches.
+//! - [`lease`], [`coordinator`]: one coordinator per region under a fenced lease.
+//! - [`reconciler`], [`queue`], [`driver`]: what a controller is, and what runs it.
+//! - [`controllers`]: the controllers, one file each.
+//! - [`reports`], [`observation`]: what agents observe, stored when it changes.
+//! - [`deliver`]: intents to agents. [`hosts`]: who may use which key space.
+//! - [`enrolment`], [`bootstrap`]: certificates of agents, and the first objects.
+//! - [`service`]: all of it on one server.
+
+pub mod address;
+pub mod bootstrap;
+pub mod conditions;
+pub mod controllers;
+pub mod coordinator;
+pub mod deliver;
+pub mod driver;
+pub mod enrolment;
+pub mod error;
+pub mod feed;
+pub mod hosts;
+pub mod lease;
+pub mod observation;
+pub mod queue;
+pub mod reconciler;
+pub mod reports;
+pub mod scope;
+pub mod service;
+pub mod tenant_pki;
+pub mod view;
+
+pub use coordinator::ControllerStatus;
+pub use enrolment::enrol;
+pub use hosts::{HostRefusal, Hosts};
+pub use reports::Reports;
+pub use service::{Regions, RegionsParts};

@@ -1,0 +1,294 @@
+//! Runs one controller: queueing, one run per key, bounded concurrency, jittered backoff, periodic resync, giving up.
+//!
+//! One task per controller and scope. Runs are futures inside that task, so ending the driver ends its work: on shutdown
+//! it lets the steps in flight finish first; when the lease is lost it need not, as the store refuses what is late.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use hanse_api::Timestamp;
+use hanse_runtime::backoff::Backoff;
+use hanse_runtime::clock::timeout;
+use parking_lot::Mutex;
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{StepError, chain};
+use crate::feed::SharedView;
+use crate::queue::{Queue, STORM};
+use crate::reconciler::{Plan, Progress, Reconciler, StepCtx};
+
+/// Every key is looked at again this often, whatever happened.
+pub const RESYNC: Duration = Duration::from_secs(300);
+/// Failures in a row after which a condition says so. The key is still tried, at the slowest pace.
+pub const GIVE_UP_AFTER: u32 = 8;
+/// Shortest wait after a failure.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// Longest wait after a failure.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// How long a run waits for the view to show its own commit. Longer means that the watch is broken; then a plan on an
+/// old view is refused by its preconditions and made again.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(2);
+/// How long steps in flight may take at shutdown.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// How a driver ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Cancelled,
+    /// The lease is another's now.
+    Fenced,
+}
+
+/// What a driver is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DriverStatus {
+    /// Keys that are due now.
+    pub due: usize,
+    /// Keys that wait for a later time.
+    pub waiting: usize,
+    /// Keys that run.
+    pub running: usize,
+    /// Keys whose last run failed.
+    pub failing: usize,
+    /// Plans made.
+    pub plans: u64,
+    /// Steps done.
+    pub steps: u64,
+    /// Last failure, for people.
+    pub last_error: Option<String>,
+}
+
+/// A status that a driver writes and others read.
+pub type SharedStatus = Arc<Mutex<DriverStatus>>;
+
+enum Outcome {
+    Settled(Option<Timestamp>),
+    Stepped,
+    Failed(StepError),
+    /// Work beside the queue: says nothing about the key.
+    Aside,
+}
+
+type Run<K> = BoxFuture<'static, (K, Outcome)>;
+
+/// Runs one controller.
+pub struct Driver<R: Reconciler> {
+    reconciler: Arc<R>,
+    view: Arc<SharedView>,
+    ctx: StepCtx,
+    status: SharedStatus,
+    queue: Queue<R::Key>,
+    backoffs: BTreeMap<R::Key, Backoff>,
+    resync_at: Duration,
+}
+
+impl<R: Reconciler> Driver<R> {
+    /// A driver of `reconciler` that writes by the fence in `ctx`.
+    pub fn new(reconciler: R, view: Arc<SharedView>, ctx: StepCtx, status: SharedStatus) -> Self {
+        Self {
+            reconciler: Arc::new(reconciler),
+            view,
+            ctx,
+            status,
+            queue: Queue::new(R::CONCURRENCY),
+            backoffs: BTreeMap::new(),
+            resync_at: Duration::ZERO,
+        }
+    }
+
+    /// Works until `cancel`, or until the lease is lost.
+    pub async fn run(mut self, cancel: CancellationToken) -> Ended {
+        let mut changes = self.view.subscribe();
+        let mut runs: FuturesUnordered<Run<R::Key>> = FuturesUnordered::new();
+        loop {
+            self.start_due(&mut runs);
+            self.publish();
+            let wait = self.wait();
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => {
+                    self.drain(runs).await;
+                    return Ended::Cancelled;
+                }
+                Some((key, outcome)) = runs.next(), if !runs.is_empty() => {
+                    if self.finish(&key, outcome, &mut runs) == Some(Ended::Fenced) {
+                        return Ended::Fenced;
+                    }
+                }
+                change = changes.recv() => match change {
+                    Ok(change) => {
+                        let keys = self.view.read(|view| self.reconciler.wakes_on(view, &change));
+                        self.wake(keys);
+                    }
+                    // Too many changes at once to hear each: look at everything.
+                    Err(RecvError::Lagged(_)) => self.resync_at = Duration::ZERO,
+                    Err(RecvError::Closed) => return Ended::Cancelled,
+                },
+                () = self.ctx.clock.sleep(wait) => {}
+            }
+        }
+    }
+
+    fn start_due(&mut self, runs: &mut FuturesUnordered<Run<R::Key>>) {
+        let now = self.ctx.clock.mono();
+        if !self.view.is_live() {
+            return;
+        }
+        if now >= self.resync_at {
+            let keys = self.view.read(|view| self.reconciler.keys(view));
+            self.wake(keys);
+            // Spread, so that the controllers of all servers do not resync in step.
+            self.resync_at = now + RESYNC.mul_f64(0.8 + 0.4 * self.ctx.rng.unit());
+        }
+        while let Some(key) = self.queue.take(now) {
+            let (reconciler, view, ctx) = (Arc::clone(&self.reconciler), Arc::clone(&self.view), self.ctx.clone());
+            runs.push(Box::pin(async move {
+                let now = ctx.clock.wall();
+                let plan = view.read(|view| reconciler.plan(view, &key, now));
+                let outcome = execute(reconciler.as_ref(), &view, &ctx, &key, plan).await;
+                (key, outcome)
+            }));
+        }
+    }
+
+    fn wake(&mut self, keys: Vec<R::Key>) {
+        let now = self.ctx.clock.mono();
+        for key in keys {
+            self.queue.wake(key, now);
+        }
+    }
+
+    fn wait(&self) -> Duration {
+        let now = self.ctx.clock.mono();
+        if !self.view.is_live() {
+            return BACKOFF_MIN;
+        }
+        let next = self
+            .queue
+            .next_due()
+            .map_or(self.resync_at, |due| due.min(self.resync_at));
+        next.saturating_sub(now)
+    }
+
+    fn finish(&mut self, key: &R::Key, outcome: Outcome, runs: &mut FuturesUnordered<Run<R::Key>>) -> Option<Ended> {
+        let now = self.ctx.clock.mono();
+        self.status.lock().plans += 1;
+        match outcome {
+            Outcome::Settled(wake_at) => {
+                self.backoffs.remove(key);
+                let next = wake_at.map(|at| now + at.since(self.ctx.clock.wall()));
+                self.queue.settled(key, next, now);
+            }
+            Outcome::Stepped => {
+                self.status.lock().steps += 1;
+                let storm = self.queue.unsettled(key) + 1 >= STORM;
+                let next = if storm { now + self.backoff(key) } else { now };
+                if storm {
+                    tracing::warn!(controller = R::NAME, %key, "a plan does not settle; it is slowed down");
+                }
+                self.queue.stepped(key, next, now);
+            }
+            Outcome::Failed(StepError::Fenced(scope)) => {
+                tracing::warn!(controller = R::NAME, %scope, "the lease is another server's; this controller stops");
+                return Some(Ended::Fenced);
+            }
+            Outcome::Failed(error) => self.fail(key, error, now, runs),
+            Outcome::Aside => {}
+        }
+        None
+    }
+
+    fn fail(&mut self, key: &R::Key, error: StepError, now: Duration, runs: &mut FuturesUnordered<Run<R::Key>>) {
+        let next = now + self.backoff(key);
+        let (overtaken, hopeless) = (matches!(error, StepError::Conflict(_)), !error.retryable());
+        let text = chain(error);
+        self.queue.failed(key, next, now);
+        let failures = self.queue.failures(key);
+        if overtaken {
+            tracing::debug!(controller = R::NAME, %key, failures, error = text, "a plan was overtaken");
+        } else {
+            tracing::warn!(controller = R::NAME, %key, failures, error = text, "a step failed");
+        }
+        self.status.lock().last_error = Some(format!("{key}: {text}"));
+        if failures == if hopeless { 1 } else { GIVE_UP_AFTER } {
+            tracing::error!(controller = R::NAME, %key, error = text, "gave up; tried again at a slow pace");
+            runs.push(self.give_up(key.clone(), text));
+        }
+    }
+
+    /// Says on the object that its controller gave up. Runs beside the queue: the key itself waits for its next try.
+    fn give_up(&self, key: R::Key, failure: String) -> Run<R::Key> {
+        let (reconciler, view, ctx) = (Arc::clone(&self.reconciler), Arc::clone(&self.view), self.ctx.clone());
+        Box::pin(async move {
+            let now = ctx.clock.wall();
+            let plan = view.read(|view| reconciler.gave_up(view, &key, now, &failure));
+            let outcome = match execute(reconciler.as_ref(), &view, &ctx, &key, plan).await {
+                Outcome::Failed(fenced @ StepError::Fenced(_)) => Outcome::Failed(fenced),
+                Outcome::Failed(error) => {
+                    tracing::warn!(controller = R::NAME, %key, %error, "the condition that says so was not written");
+                    Outcome::Aside
+                }
+                Outcome::Settled(_) | Outcome::Stepped | Outcome::Aside => Outcome::Aside,
+            };
+            (key, outcome)
+        })
+    }
+
+    fn backoff(&mut self, key: &R::Key) -> Duration {
+        let backoff = self
+            .backoffs
+            .entry(key.clone())
+            .or_insert(Backoff::new(BACKOFF_MIN, BACKOFF_MAX));
+        backoff.next(self.ctx.rng.as_ref())
+    }
+
+    fn publish(&self) {
+        let now = self.ctx.clock.mono();
+        let mut status = self.status.lock();
+        status.due = self.queue.due(now) + usize::from(now >= self.resync_at);
+        status.waiting = self.queue.waiting();
+        status.running = self.queue.running();
+        status.failing = self.queue.failing();
+    }
+
+    async fn drain(&self, runs: FuturesUnordered<Run<R::Key>>) {
+        let drained = timeout(self.ctx.clock.as_ref(), DRAIN_LIMIT, runs.collect::<Vec<_>>()).await;
+        if drained.is_err() {
+            tracing::warn!(
+                controller = R::NAME,
+                "steps in flight did not end in time and were left behind"
+            );
+        }
+    }
+}
+
+async fn execute<R: Reconciler>(
+    reconciler: &R,
+    view: &SharedView,
+    ctx: &StepCtx,
+    key: &R::Key,
+    plan: Plan<R::Step>,
+) -> Outcome {
+    if plan.steps.is_empty() {
+        return Outcome::Settled(plan.wake_at);
+    }
+    for planned in &plan.steps {
+        tracing::info!(controller = R::NAME, scope = %ctx.fence.scope, %key, reason = planned.reason, "step");
+        match reconciler.step(ctx, &planned.step).await {
+            Ok(Progress::Done) => {}
+            Ok(Progress::Committed(commit)) => {
+                let seen = timeout(ctx.clock.as_ref(), CATCH_UP_LIMIT, view.seen(&commit)).await;
+                if seen.is_err() {
+                    tracing::warn!(controller = R::NAME, %key, revision = commit.revision, "the view is behind");
+                }
+            }
+            Err(error) => return Outcome::Failed(error),
+        }
+    }
+    Outcome::Stepped
+}
