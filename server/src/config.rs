@@ -142,7 +142,11 @@ impl Validate for ServerConfig {
         errors.require(self.id > 0, "id", "must be 1 or more");
         errors.require(self.raft.heartbeat_ms >= 10, "raft.heartbeat_ms", "must be 10 or more");
         let enough = self.raft.election_ms >= self.raft.heartbeat_ms.saturating_mul(3);
-        errors.require(enough, "raft.election_ms", "must be three times raft.heartbeat_ms or more");
+        errors.require(
+            enough,
+            "raft.election_ms",
+            "must be three times raft.heartbeat_ms or more",
+        );
         let https = self.gateway.external_url.starts_with("https://");
         errors.require(https, "gateway.external_url", "must begin with https://");
         self.validate_members(errors);
@@ -156,13 +160,25 @@ impl ServerConfig {
             None => errors.add("member", format!("no entry has this server's id {}", self.id)),
             Some(own) => {
                 let same = own.name == self.name && own.region == self.region;
-                errors.require(same, "member", "the entry with this server's id has another name or region");
+                errors.require(
+                    same,
+                    "member",
+                    "the entry with this server's id has another name or region",
+                );
             }
         }
         let ids: BTreeSet<_> = self.members.iter().map(|m| m.id).collect();
-        errors.require(ids.len() == self.members.len(), "member", "two entries have the same id");
+        errors.require(
+            ids.len() == self.members.len(),
+            "member",
+            "two entries have the same id",
+        );
         let names: BTreeSet<_> = self.members.iter().map(|m| &m.name).collect();
-        errors.require(names.len() == self.members.len(), "member", "two entries have the same name");
+        errors.require(
+            names.len() == self.members.len(),
+            "member",
+            "two entries have the same name",
+        );
     }
 
     fn validate_bootstrap(&self, errors: &mut ConfigErrors) {
@@ -223,12 +239,20 @@ mod tests {
 
     #[test]
     fn every_fault_is_named() {
-        let bad = GOOD.replace("name = \"eu-1\"\n        id = 1", "name = \"EU\"\n        id = 7").replace("https://127.0.0.1", "127.0.0.1");
+        let bad = GOOD
+            .replace("name = \"eu-1\"\n        id = 1", "name = \"EU\"\n        id = 7")
+            .replace("https://127.0.0.1", "127.0.0.1");
         let faults = parse(&bad).unwrap_err().to_string();
-        for part in ["name: \"EU\"", "gateway.external_url", "no entry has this server's id 7"] {
+        for part in [
+            "name: \"EU\"",
+            "gateway.external_url",
+            "no entry has this server's id 7",
+        ] {
             assert!(faults.contains(part), "{faults}");
         }
-        let unknown = parse(&GOOD.replace("[raft]", "[raft]\nelection = 1")).unwrap_err().to_string();
+        let unknown = parse(&GOOD.replace("[raft]", "[raft]\nelection = 1"))
+            .unwrap_err()
+            .to_string();
         assert!(unknown.contains("election") && unknown.contains("line"), "{unknown}");
     }
 }

@@ -1,1 +1,17 @@
-//! skeleton
+//! Wires one server together: engine, consensus, tunnel, regions, gateway. No logic of its own.
+//!
+//! - [`config`]: `server.toml`.
+//! - [`node`]: builds the parts in order, runs them, ends them in order.
+//! - [`events`]: what the tunnel asks of the rest (reports, store calls, enrolment).
+//! - [`status`]: live status of all servers for the gateway.
+
+pub mod config;
+pub mod error;
+pub mod events;
+pub mod files;
+pub mod node;
+pub mod status;
+
+pub use config::ServerConfig;
+pub use error::ServerError;
+pub use node::run;

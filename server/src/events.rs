@@ -1,0 +1,99 @@
+//! What the tunnel asks of the rest of the server: take a report, answer a tenant's store call, enrol an agent.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use hanse_regions::{HostRefusal, Regions};
+use hanse_runtime::clock::SharedClock;
+use hanse_runtime::pki::Ca;
+use hanse_runtime::supervisor::chain;
+use hanse_state::objects::Objects;
+use hanse_state::{Access, StoreError};
+use hanse_tunnel::enrol::EnrolmentToken;
+use hanse_tunnel::{Body, Enrolled, ServerEvents, StoreHead, TunnelError};
+use http_body_util::BodyExt;
+use std::sync::OnceLock;
+use tonic::service::Routes;
+use tower::ServiceExt;
+
+/// The tunnel's way into a server.
+pub struct Events {
+    /// The etcd v3 service on the tenants' group, called in process.
+    pub etcd: Routes,
+    /// The registry.
+    pub objects: Objects,
+    /// Signs the certificates of agents.
+    pub ca: Ca,
+    /// Time.
+    pub clock: SharedClock,
+    /// Set once the controllers run; they need the tunnel, which needs this.
+    pub regions: OnceLock<Regions>,
+}
+
+impl Events {
+    fn admit(&self, cluster: &str, head: &StoreHead) -> Result<(), StoreError> {
+        let regions = self.regions.get().ok_or(StoreError::Stopped)?;
+        regions.hosts().check(cluster, &head.tenant, head.epoch).map_err(|refusal| {
+            tracing::warn!(cluster, tenant = head.tenant, %refusal, "a store call was refused");
+            match refusal {
+                // This server may only be behind; the caller tries again or elsewhere.
+                HostRefusal::Unknown { .. } | HostRefusal::Ahead { .. } => StoreError::NoLeader,
+                HostRefusal::NotTheHost { .. } | HostRefusal::Stale { .. } => {
+                    let current = regions.hosts().host(&head.tenant).map_or(0, |(_, epoch)| epoch);
+                    StoreError::Fenced { epoch: head.epoch, fence: current }
+                }
+            }
+        })
+    }
+
+    async fn call_etcd(&self, head: StoreHead, body: Body) -> Result<http::Response<Body>, http::Error> {
+        let mut request = http::Request::builder().method("POST").uri(&head.path).body(tonic::body::Body::new(body))?;
+        *request.headers_mut() = head.headers;
+        *request.version_mut() = http::Version::HTTP_2;
+        request.extensions_mut().insert(Access::tenant(head.tenant).with_epoch(head.epoch));
+        let response = match self.etcd.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        Ok(response.map(|body| body.map_err(|error| TunnelError::Body(error.into())).boxed_unsync()))
+    }
+}
+
+/// A gRPC answer that holds only a status.
+fn grpc_status(status: &tonic::Status) -> http::Response<Body> {
+    status.into_http::<tonic::body::Body>().map(|_| hanse_tunnel::empty_body())
+}
+
+#[async_trait]
+impl ServerEvents for Events {
+    async fn report(&self, cluster: &str, report: Bytes) {
+        let Some(regions) = self.regions.get() else { return };
+        if let Err(error) = regions.reports().receive(cluster, &report).await {
+            tracing::warn!(cluster, error = chain(&error), "a report could not be taken in");
+        }
+    }
+
+    async fn store_call(&self, cluster: &str, head: StoreHead, body: Body) -> http::Response<Body> {
+        if let Err(refusal) = self.admit(cluster, &head) {
+            return grpc_status(&refusal.into());
+        }
+        match self.call_etcd(head, body).await {
+            Ok(response) => response,
+            Err(error) => grpc_status(&tonic::Status::invalid_argument(error.to_string())),
+        }
+    }
+
+    async fn enrol(&self, token: &str, csr_pem: &str) -> Result<Enrolled, String> {
+        let token = EnrolmentToken::parse(token).map_err(|error| error.to_string())?;
+        let secret = format!("{}.{}", token.id(), token.secret());
+        let now = self.clock.wall();
+        match hanse_regions::enrol(&self.objects, &self.ca, &secret, csr_pem, now).await {
+            Ok(enrolled) => {
+                Ok(Enrolled { cert_pem: enrolled.cert_pem, ca_pem: enrolled.ca_pem, cluster: enrolled.cluster })
+            }
+            Err(error) => {
+                tracing::warn!(token = token.id(), error = chain(&error), "an enrolment was refused");
+                Err(error.to_string())
+            }
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Builds a server's parts in order, runs them until a signal or a fault, ends them in order.
+
+use crate::config::{MemberConfig, ServerConfig};
+use crate::error::ServerError;
+use crate::events::Events;
+use crate::files;
+use crate::status::LiveStatus;
+use hanse_api::resources::ServerSpec;
+use hanse_consensus::{Member, Node, NodeConfig, NodeParts, Settings, TlsPem};
+use hanse_gateway::{Gateway, GatewayParts, Limits};
+use hanse_regions::bootstrap::{AdminSeed, Seed, bootstrap};
+use hanse_regions::{Regions, RegionsParts};
+use hanse_runtime::clock::{SharedClock, SystemClock};
+use hanse_runtime::pki::{Ca, load_certs, sha256_hex};
+use hanse_runtime::rng::{SharedRng, SystemRng};
+use hanse_runtime::seal::Sealer;
+use hanse_runtime::shutdown::{Phase, Shutdown};
+use hanse_runtime::supervisor::{Supervisor, TaskKind, chain};
+use hanse_runtime::telemetry::{self, Metrics};
+use hanse_state::engine::{LogWriter, RocksEngine};
+use hanse_state::objects::Objects;
+use hanse_tunnel::assertion::Signer;
+use hanse_tunnel::hub::{Hub, HubConfig, Parts};
+use hanse_tunnel::identity::Credentials;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Version of the program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// How long a server waits for the others at its start before it gives up and says so. Three regions rarely come up together.
+const FORMING: Duration = Duration::from_secs(600);
+/// How long each phase of a shutdown may take.
+const PHASE_LIMIT: Duration = Duration::from_secs(5);
+/// Waits between tries to write the first objects.
+const BOOTSTRAP_RETRY: Duration = Duration::from_millis(500);
+/// User of the first administrator.
+const ADMIN_USER: &str = "admin";
+
+struct Machine {
+    clock: SharedClock,
+    rng: SharedRng,
+    supervisor: Supervisor,
+    metrics: Metrics,
+}
+
+struct Secrets {
+    ca_pem: String,
+    cert_pem: String,
+    key_pem: String,
+    ca: Ca,
+    sealer: Sealer,
+}
+
+/// Runs the server of the configuration at `path` until SIGTERM, SIGINT or a fault. A second signal ends it at once.
+pub async fn run(path: &Path) -> Result<(), ServerError> {
+    let config: ServerConfig = hanse_runtime::config::load(path)?;
+    telemetry::init(config.log_format);
+    let machine = Machine {
+        clock: SystemClock::shared(),
+        rng: SystemRng::shared(),
+        supervisor: Supervisor::new(Shutdown::new()),
+        metrics: Metrics::default(),
+    };
+    let _lock = files::lock_data_dir(&config.data_dir)?;
+    files::check_free_space(&config.data_dir)?;
+    let gateway_listener = bind(config.gateway.listen, "the HTTPS gateway", "gateway.listen").await?;
+    let raft_listener = bind(config.raft.listen, "Raft", "raft.listen").await?;
+    let secrets = read_secrets(&config)?;
+    let node = start_node(&config, &machine, &secrets, raft_listener).await?;
+    let outcome = serve(&config, &machine, secrets, &node, gateway_listener).await;
+    let shutdown = machine.supervisor.shutdown_token();
+    let consensus = shutdown.phase(Phase::Consensus);
+    let stopping = node.clone();
+    machine.supervisor.spawn(TaskKind::Consensus, "hand-over", async move {
+        consensus.cancelled().await;
+        stopping.shutdown().await?;
+        Ok(())
+    });
+    machine.supervisor.shut_down(PHASE_LIMIT).await;
+    tracing::info!("stopped");
+    outcome?;
+    machine.supervisor.failure().map_or(Ok(()), |failure| Err(ServerError::Task(failure)))
+}
+
+async fn bind(address: SocketAddr, what: &'static str, key: &'static str) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, what, key, source })
+}
+
+fn read_secrets(config: &ServerConfig) -> Result<Secrets, ServerError> {
+    let tls = &config.tls;
+    let ca_pem = files::read_public("the authority's certificate", &tls.ca)?;
+    let ca_key = files::read_secret("the authority's key", &tls.ca_key)?;
+    files::check_secret("the seal key", &tls.seal_key)?;
+    Ok(Secrets {
+        cert_pem: files::read_public("the server's certificate", &tls.cert)?,
+        key_pem: files::read_secret("the server's key", &tls.key)?,
+        ca: Ca::load(&ca_pem, &ca_key).map_err(|error| ServerError::part("the authority", error))?,
+        sealer: Sealer::from_key_file(&tls.seal_key).map_err(|error| ServerError::part("sealing", error))?,
+        ca_pem,
+    })
+}
+
+async fn start_node(
+    config: &ServerConfig,
+    machine: &Machine,
+    secrets: &Secrets,
+    listener: TcpListener,
+) -> Result<Node, ServerError> {
+    let engine = RocksEngine::open(&config.data_dir.join("store")).map_err(|e| ServerError::part("the store", e))?;
+    let writer = LogWriter::start(Arc::new(engine)).map_err(|e| ServerError::part("the store", e))?;
+    let member = |m: &MemberConfig| (m.id, Member { name: m.name.clone(), address: m.raft.clone() });
+    let node_config = NodeConfig {
+        id: config.id,
+        name: config.name.clone(),
+        listen: config.raft.listen.to_string(),
+        data_dir: config.data_dir.join("raft"),
+        tls: TlsPem {
+            ca: secrets.ca_pem.clone(),
+            cert: secrets.cert_pem.clone(),
+            key: secrets.key_pem.clone(),
+        },
+        members: config.members.iter().map(member).collect(),
+        settings: Settings {
+            heartbeat: Duration::from_millis(config.raft.heartbeat_ms),
+            election_min: Duration::from_millis(config.raft.election_ms),
+            election_max: Duration::from_millis(config.raft.election_ms.saturating_mul(2)),
+            ..Settings::default()
+        },
+        version: VERSION.to_owned(),
+    };
+    let parts = NodeParts {
+        writer,
+        supervisor: machine.supervisor.clone(),
+        clock: Arc::clone(&machine.clock),
+        rng: Arc::clone(&machine.rng),
+        listener: Some(listener),
+    };
+    Node::start(node_config, parts).await.map_err(|error| ServerError::part("consensus", error))
+}
+
+async fn serve(
+    config: &ServerConfig,
+    machine: &Machine,
+    secrets: Secrets,
+    node: &Node,
+    gateway_listener: TcpListener,
+) -> Result<(), ServerError> {
+    let part = |name| move |error: hanse_tunnel::TunnelError| ServerError::part(name, error);
+    let credentials = || Credentials::from_pem(&secrets.cert_pem, &secrets.key_pem, &secrets.ca_pem);
+    let objects = Objects::new(node.council());
+    let ca_sha256 = load_certs(&secrets.ca_pem)
+        .map_err(|error| ServerError::part("the authority", error))?
+        .first()
+        .map(|der| sha256_hex(der))
+        .unwrap_or_default();
+    let signer = Arc::new(Signer::new(&credentials().map_err(part("the tunnel"))?).map_err(part("the tunnel"))?);
+    let events = Arc::new(Events {
+        etcd: hanse_state::etcd::routes(node.tenants()),
+        objects: objects.clone(),
+        ca: secrets.ca,
+        clock: Arc::clone(&machine.clock),
+        regions: OnceLock::new(),
+    });
+    let hub_config = HubConfig {
+        listen: config.tunnel.listen,
+        credentials: credentials().map_err(part("the tunnel"))?,
+        version: VERSION.to_owned(),
+        settings: hanse_tunnel::Settings::default(),
+    };
+    let hub_parts = Parts {
+        clock: Arc::clone(&machine.clock),
+        rng: Arc::clone(&machine.rng),
+        supervisor: machine.supervisor.clone(),
+    };
+    let hub = Arc::new(Hub::start(hub_config, hub_parts, Arc::clone(&events) as _).map_err(part("the tunnel"))?);
+    let gateway = Gateway::new(GatewayParts {
+        objects: objects.clone(),
+        hub: Arc::clone(&hub) as _,
+        signer,
+        clock: Arc::clone(&machine.clock),
+        rng: Arc::clone(&machine.rng),
+        cluster_status: Arc::new(LiveStatus {
+            node: node.clone(),
+            objects: objects.clone(),
+            hub: Arc::clone(&hub) as _,
+        }),
+        metrics: machine.metrics.clone(),
+        supervisor: machine.supervisor.clone(),
+        ca_sha256,
+        limits: Limits::default(),
+    });
+    gateway
+        .serve(gateway_listener, &secrets.cert_pem, &secrets.key_pem)
+        .map_err(|error| ServerError::part("the gateway", error))?;
+    let regions = Regions::start(RegionsParts {
+        server: config.name.clone(),
+        objects: objects.clone(),
+        tenants: node.tenants(),
+        hub: Arc::clone(&hub) as _,
+        sealer: secrets.sealer,
+        clock: Arc::clone(&machine.clock),
+        rng: Arc::clone(&machine.rng),
+        supervisor: machine.supervisor.clone(),
+    });
+    let first = events.regions.set(regions).is_ok();
+    debug_assert!(first, "the controllers are started once");
+    form(config, machine, node, &objects);
+    wait_for_the_end(&machine.supervisor.shutdown_token()).await
+}
+
+/// Becomes part of the cluster and makes sure of the first objects, while everything else already answers that it waits.
+fn form(config: &ServerConfig, machine: &Machine, node: &Node, objects: &Objects) {
+    let (seed, node, objects) = (seed(config), node.clone(), objects.clone());
+    let (clock, rng) = (Arc::clone(&machine.clock), Arc::clone(&machine.rng));
+    let stop = machine.supervisor.shutdown_token();
+    machine.supervisor.spawn(TaskKind::Controller, "forming the cluster", async move {
+        let work = async {
+            node.initialize(FORMING).await?;
+            while let Err(error) = bootstrap(&objects, clock.as_ref(), rng.as_ref(), &seed).await {
+                tracing::info!(error = chain(&error), "the first objects cannot be written yet");
+                clock.sleep(BOOTSTRAP_RETRY).await;
+            }
+            tracing::info!("ready");
+            Ok(())
+        };
+        tokio::select! {
+            done = work => done,
+            () = stop.cancelled() => Ok(()),
+        }
+    });
+}
+
+fn seed(config: &ServerConfig) -> Seed {
+    let own = config.own_member();
+    let admin = config.bootstrap.admin_key_id.as_ref().zip(config.bootstrap.admin_key_sha256.as_ref());
+    Seed {
+        server: config.name.clone(),
+        server_spec: ServerSpec {
+            id: config.id,
+            region: config.region.clone(),
+            gateway: own.map(|m| m.gateway.clone()).unwrap_or_default(),
+            raft: own.map(|m| m.raft.clone()).unwrap_or_default(),
+            tunnel: own.map(|m| m.tunnel.clone()).unwrap_or_default(),
+        },
+        admin: admin.map(|(id, hash)| AdminSeed {
+            user: ADMIN_USER.to_owned(),
+            key_id: id.clone(),
+            secret_sha256: hash.clone(),
+        }),
+        clusters: Vec::new(),
+    }
+}
+
+async fn wait_for_the_end(shutdown: &Shutdown) -> Result<(), ServerError> {
+    let fault = |error| ServerError::part("signal handling", error);
+    let mut term = signal(SignalKind::terminate()).map_err(fault)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(fault)?;
+    tokio::select! {
+        _ = term.recv() => tracing::info!("SIGTERM: stopping"),
+        _ = int.recv() => tracing::info!("SIGINT: stopping"),
+        () = shutdown.cancelled() => {}
+    }
+    Ok(())
+}
