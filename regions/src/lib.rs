@@ -30,6 +30,12 @@ pub mod service;
 pub mod tenant_pki;
 pub mod view;
 
+#[cfg(test)]
+#[cfg(any())]
+mod scenarios;
+#[cfg(test)]
+mod testing;
+
 pub use coordinator::ControllerStatus;
 pub use enrolment::enrol;
 pub use hosts::{HostRefusal, Hosts};

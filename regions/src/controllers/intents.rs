@@ -249,3 +249,82 @@ fn new_intent(cluster: &str, tenants: Vec<TenantIntent>, now: Timestamp) -> Inte
         status: (),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Fixture, START, at, vci};
+    use crate::view::Raw;
+    use hanse_api::kinds::{ANNOTATION_SIMULATED_NODES, VIRTUAL_CLUSTER_INSTANCES};
+
+    fn intents(region: &str) -> Intents {
+        Intents { scope: Scope::Region(region.into()) }
+    }
+
+    fn written(fixture: &Fixture, cluster: &str) -> Option<(Vec<String>, i64)> {
+        match &intents("eu").plan(&fixture.view, &cluster.to_owned(), START).steps[..] {
+            [] => None,
+            [planned] => match &planned.step {
+                Step::Write { intent, revision, .. } => {
+                    Some((intent.spec.tenants.iter().map(|t| t.name.clone()).collect(), *revision))
+                }
+                other @ Step::Remove { .. } => panic!("{other:?}"),
+            },
+            more => panic!("{more:?}"),
+        }
+    }
+
+    #[test]
+    fn names_the_tenants_of_its_cluster_and_settles() {
+        let mut fixture = Fixture::new();
+        assert_eq!(written(&fixture, "eu"), Some((vec![], 0)), "an empty intent is an intent");
+        assert_eq!(written(&fixture, "us"), None, "another region's");
+        fixture.tenant(&vci("b")).store("b", "eu").tenant(&vci("a")).store("a", "eu").tenant(&vci("c")).store("c", "us");
+        assert_eq!(written(&fixture, "eu"), Some((vec!["a".into(), "b".into()], 0)));
+        let revision = fixture.intent("eu", &["a", "b"]);
+        assert_eq!(written(&fixture, "eu"), None);
+        let mut bigger = vci("a");
+        bigger.metadata.annotations.insert(ANNOTATION_SIMULATED_NODES.into(), "9".into());
+        fixture.tenant(&bigger);
+        assert_eq!(written(&fixture, "eu"), Some((vec!["a".into(), "b".into()], revision)));
+        let mut going = vci("b");
+        going.metadata.deletion_timestamp = Some(START);
+        fixture.tenant(&going);
+        assert_eq!(written(&fixture, "eu"), Some((vec!["a".into()], revision)));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_stopped() {
+        let mut fixture = Fixture::new();
+        fixture.tenant(&vci("a")).store("a", "eu").tenant(&vci("b")).store("b", "eu");
+        let revision = fixture.intent("eu", &["a", "b"]);
+        let broken = Raw { address: at("b"), value: "{".into(), revision: revision + 1 };
+        fixture.view.put(VIRTUAL_CLUSTER_INSTANCES, &broken);
+        assert_eq!(written(&fixture, "eu"), None);
+        fixture.tenant(&vci("b"));
+        assert_eq!(written(&fixture, "eu"), None);
+    }
+
+    #[test]
+    fn a_new_object_of_the_same_name_is_another_tenant() {
+        let mut fixture = Fixture::new();
+        let mut other = vci("a");
+        other.metadata.uid = "uid-other".into();
+        fixture.tenant(&other).store("a", "eu");
+        assert_eq!(written(&fixture, "eu"), Some((vec![], 0)));
+    }
+
+    #[test]
+    fn the_intent_of_a_cluster_that_is_gone_goes_after_its_tenants() {
+        let mut fixture = Fixture::new();
+        fixture.tenant(&vci("a")).store("a", "eu");
+        fixture.intent("eu", &["a"]);
+        fixture.view.delete(hanse_api::kinds::CLUSTERS, &Address::global("eu"), 900);
+        let fleet = Intents { scope: Scope::Fleet };
+        assert_eq!(fleet.keys(&fixture.view), ["eu"]);
+        assert!(fleet.plan(&fixture.view, &"eu".into(), START).steps.is_empty());
+        fixture.view.delete(hanse_api::kinds::TENANT_STORES, &at("a"), 901);
+        let steps = fleet.plan(&fixture.view, &"eu".into(), START).steps;
+        assert!(matches!(steps[..], [crate::reconciler::Planned { step: Step::Remove { .. }, .. }]));
+    }
+}

@@ -467,3 +467,165 @@ async fn finish(
     }
     ctx.commit(ops).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Fixture, START, at, vci};
+    use hanse_api::kinds::{ANNOTATION_SIMULATED_NODES, CLUSTERS};
+    use hanse_api::resources::Phase;
+
+    const EU: &str = "eu";
+
+    fn lifecycle() -> TenantLifecycle {
+        TenantLifecycle { scope: Scope::Region(EU.into()) }
+    }
+
+    fn plan(fixture: &Fixture) -> Vec<Step> {
+        lifecycle().plan(&fixture.view, &at("demo"), START).steps.into_iter().map(|p| p.step).collect()
+    }
+
+    /// A tenant on eu, told to its agent; the revision of that intent.
+    fn hosted() -> (Fixture, i64) {
+        let mut fixture = Fixture::new();
+        let mut demo = vci("demo");
+        demo.metadata.finalizers = vec![FINALIZER_TENANT.into()];
+        fixture.tenant(&demo).store("demo", EU);
+        let revision = fixture.intent(EU, &["demo"]);
+        (fixture, revision)
+    }
+
+    fn observed(fixture: &Fixture) -> VirtualClusterInstance {
+        match &plan(fixture)[..] {
+            [Step::Observe { tenant, .. }] => tenant.as_ref().clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn delete(fixture: &mut Fixture) {
+        let mut going = fixture.view.tenants.get(&at("demo")).unwrap().object.as_ref().clone();
+        going.metadata.deletion_timestamp = Some(START);
+        fixture.tenant(&going);
+    }
+
+    #[test]
+    fn phase_reason_and_online_follow_the_agent() {
+        use TenantState::{Failed, Ready, Starting, Stopping, Unhealthy};
+        for (state, agent, phase, reason, online) in [
+            (None, true, Phase::Pending, "WaitingForAgent", false),
+            (None, false, Phase::Pending, "AgentOffline", false),
+            (Some(Starting), true, Phase::Pending, "Starting", false),
+            (Some(Ready), true, Phase::Ready, "", true),
+            (Some(Ready), false, Phase::Pending, "AgentOffline", false),
+            (Some(Unhealthy), true, Phase::Pending, "Unhealthy", false),
+            (Some(Stopping), true, Phase::Pending, "Stopping", false),
+            (Some(Failed), true, Phase::Failed, "DeployFailed", false),
+            (Some(Failed), false, Phase::Pending, "DeployFailed", false),
+        ] {
+            let (mut fixture, revision) = hosted();
+            fixture.cluster(EU, EU, agent);
+            let reports: Vec<(&str, TenantState)> = state.map(|s| ("demo", s)).into_iter().collect();
+            fixture.observed(EU, revision, &reports);
+            let status = observed(&fixture).status;
+            let case = format!("{state:?}, agent {agent}");
+            assert_eq!((status.phase, status.reason.as_str(), status.online), (phase, reason, online), "{case}");
+            assert_eq!(status.observed_generation, 1, "{case}");
+            let mut again = vci("demo");
+            again.status = status;
+            fixture.tenant(&again);
+            assert!(plan(&fixture).is_empty(), "{case}: said once");
+        }
+    }
+
+    #[test]
+    fn an_older_epoch_is_not_this_tenant() {
+        let (mut fixture, revision) = hosted();
+        fixture.observed(EU, revision, &[("demo", TenantState::Ready)]);
+        let mut moved = fixture.view.stores.get(&at("demo")).unwrap().object.as_ref().clone();
+        moved.spec.epoch = 2;
+        fixture.put(TENANT_STORES, &at("demo"), &moved);
+        assert_eq!(observed(&fixture).status.reason, "IntentPending");
+    }
+
+    #[test]
+    fn a_bad_annotation_is_named_and_the_generation_stays_behind() {
+        let (mut fixture, _) = hosted();
+        let mut odd = vci("demo");
+        odd.metadata.annotations.insert(ANNOTATION_SIMULATED_NODES.into(), "many".into());
+        fixture.tenant(&odd);
+        let status = observed(&fixture).status;
+        assert_eq!((status.reason.as_str(), status.observed_generation), ("InvalidAnnotation", 0));
+        assert!(status.message.contains("simulated-nodes"), "{}", status.message);
+    }
+
+    #[test]
+    fn deletion_waits_for_the_agent_and_then_drops_everything_once() {
+        let (mut fixture, revision) = hosted();
+        fixture.observed(EU, revision, &[("demo", TenantState::Ready)]);
+        delete(&mut fixture);
+        assert_eq!(observed(&fixture).status.reason, "IntentPending", "the intent still names it");
+        let without = fixture.intent(EU, &[]);
+        assert_eq!(observed(&fixture).status.reason, "Stopping", "the agent works by the old intent");
+        fixture.observed(EU, without, &[("demo", TenantState::Stopping)]);
+        assert_eq!(observed(&fixture).status.reason, "Stopping", "something is left");
+        fixture.cluster(EU, EU, false);
+        let status = observed(&fixture).status;
+        assert_eq!(status.reason, "AgentOffline");
+        assert!(status.message.contains("delete cluster eu"), "{}", status.message);
+        fixture.cluster(EU, EU, true).observed(EU, without, &[]);
+        let steps = plan(&fixture);
+        let [Step::DropSpace { tenant, epoch: 1, .. }, Step::Finish { tenant: Some(_), store: Some(_), .. }] = &steps[..]
+        else {
+            panic!("{steps:?}")
+        };
+        assert_eq!(tenant, "uid-demo");
+    }
+
+    #[test]
+    fn an_agent_that_never_heard_of_it_confirms_only_by_the_intents_revision() {
+        let (mut fixture, revision) = hosted();
+        fixture.observed(EU, revision, &[]);
+        delete(&mut fixture);
+        fixture.intent(EU, &[]);
+        assert_eq!(observed(&fixture).status.reason, "Stopping");
+    }
+
+    #[test]
+    fn a_removed_cluster_counts_as_gone_and_falls_to_the_fleet() {
+        let (mut fixture, _) = hosted();
+        fixture.view.delete(CLUSTERS, &Address::global(EU), 900);
+        assert!(plan(&fixture).is_empty());
+        let fleet = TenantLifecycle { scope: Scope::Fleet };
+        let steps = fleet.plan(&fixture.view, &at("demo"), START).steps;
+        let [planned] = &steps[..] else { panic!("{steps:?}") };
+        let Step::Observe { tenant, .. } = &planned.step else { panic!("{planned:?}") };
+        assert_eq!((tenant.status.phase, tenant.status.reason.as_str()), (Phase::Failed, "ClusterNotFound"));
+        delete(&mut fixture);
+        assert_eq!(fleet.plan(&fixture.view, &at("demo"), START).steps.len(), 2);
+    }
+
+    #[test]
+    fn one_that_was_never_placed_just_loses_its_finalizer() {
+        let mut fixture = Fixture::new();
+        let mut going = vci("demo");
+        going.metadata.finalizers = vec![FINALIZER_TENANT.into()];
+        going.metadata.deletion_timestamp = Some(START);
+        fixture.tenant(&going);
+        let fleet = TenantLifecycle { scope: Scope::Fleet };
+        let steps = fleet.plan(&fixture.view, &at("demo"), START).steps;
+        assert!(matches!(&steps[..], [p] if matches!(p.step, Step::Finish { store: None, tenant: Some(_), .. })));
+    }
+
+    #[test]
+    fn the_record_of_an_earlier_object_of_the_same_name_is_ended() {
+        let (mut fixture, _) = hosted();
+        let mut other = vci("demo");
+        other.metadata.uid = "uid-other".into();
+        fixture.tenant(&other);
+        let without = fixture.intent(EU, &[]);
+        assert!(plan(&fixture).is_empty(), "waits for the agent, and says nothing on the new object");
+        fixture.observed(EU, without, &[]);
+        let steps = plan(&fixture);
+        assert!(matches!(&steps[..], [Step::DropSpace { .. }, Step::Finish { tenant: None, .. }]), "{steps:?}");
+    }
+}

@@ -1,0 +1,181 @@
+//! A store as one server reaches it: through a gate that a test can close, to cut the server off or to pause it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream};
+use hanse_state::pb;
+use hanse_state::store::{SpaceHash, Watch};
+use hanse_state::watch::WatchSource;
+use hanse_state::{Access, Store, StoreError, StoreStatus, WatchItem, WatchRequest};
+use tokio::sync::watch;
+
+/// How a server reaches the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// As it should.
+    Open,
+    /// Reads and writes fail, watches are silent: a server without a majority.
+    Cut,
+    /// Reads and writes hang and then go through, watches are silent: a server that was paused.
+    Paused,
+}
+
+/// The gate.
+pub(crate) struct Gate {
+    inner: Arc<dyn Store>,
+    way: watch::Sender<Way>,
+    /// Transactions that changed anything but leases, over all gates.
+    writes: Arc<AtomicU64>,
+}
+
+impl Gate {
+    pub(crate) fn new(inner: Arc<dyn Store>, writes: Arc<AtomicU64>) -> Arc<Self> {
+        Arc::new(Self { inner, way: watch::Sender::new(Way::Open), writes })
+    }
+
+    pub(crate) fn set(&self, way: Way) {
+        self.way.send_replace(way);
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        *self.way.borrow() == Way::Open
+    }
+
+    async fn pass(&self) -> Result<(), StoreError> {
+        let mut way = self.way.subscribe();
+        // The sender is in `self`, so waiting ends only by a change.
+        let way = *way.wait_for(|way| *way != Way::Paused).await.unwrap();
+        if way == Way::Cut { Err(StoreError::NoLeader) } else { Ok(()) }
+    }
+}
+
+fn is_lease(key: &[u8]) -> bool {
+    key.windows(12).any(|window| window == b"regionleases")
+}
+
+fn changes_more_than_leases(txn: &pb::TxnRequest) -> bool {
+    txn.success.iter().any(|op| match &op.request {
+        Some(pb::request_op::Request::RequestPut(put)) => !is_lease(&put.key),
+        Some(pb::request_op::Request::RequestDeleteRange(delete)) => !is_lease(&delete.key),
+        _ => false,
+    })
+}
+
+#[async_trait]
+impl Store for Gate {
+    async fn range(&self, access: &Access, req: pb::RangeRequest) -> Result<pb::RangeResponse, StoreError> {
+        self.pass().await?;
+        self.inner.range(access, req).await
+    }
+
+    async fn txn(&self, access: &Access, req: pb::TxnRequest) -> Result<pb::TxnResponse, StoreError> {
+        self.pass().await?;
+        let counts = changes_more_than_leases(&req);
+        let answer = self.inner.txn(access, req).await?;
+        if counts && answer.succeeded {
+            self.writes.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(answer)
+    }
+
+    async fn compact(&self, access: &Access, revision: i64) -> Result<i64, StoreError> {
+        self.inner.compact(access, revision).await
+    }
+
+    async fn lease_grant(&self, access: &Access, id: i64, ttl: i64) -> Result<pb::LeaseGrantResponse, StoreError> {
+        self.inner.lease_grant(access, id, ttl).await
+    }
+
+    async fn lease_revoke(&self, access: &Access, id: i64) -> Result<i64, StoreError> {
+        self.inner.lease_revoke(access, id).await
+    }
+
+    async fn lease_keep_alive(&self, access: &Access, id: i64) -> Result<pb::LeaseKeepAliveResponse, StoreError> {
+        self.inner.lease_keep_alive(access, id).await
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        access: &Access,
+        id: i64,
+        keys: bool,
+    ) -> Result<pb::LeaseTimeToLiveResponse, StoreError> {
+        self.inner.lease_time_to_live(access, id, keys).await
+    }
+
+    async fn leases(&self, access: &Access) -> Result<Vec<i64>, StoreError> {
+        self.inner.leases(access).await
+    }
+
+    async fn watch(&self, access: &Access, req: WatchRequest) -> Result<Watch, StoreError> {
+        self.pass().await?;
+        let inner = self.inner.watch(access, req).await?;
+        let way = self.way.subscribe();
+        Ok(Watch::new(inner.created(), Box::new(GatedWatch { inner, way, opened: None })))
+    }
+
+    async fn set_fence(&self, tenant: &str, epoch: u64) -> Result<(), StoreError> {
+        self.pass().await?;
+        self.inner.set_fence(tenant, epoch).await
+    }
+
+    async fn drop_space(&self, tenant: &str) -> Result<(), StoreError> {
+        self.pass().await?;
+        self.inner.drop_space(tenant).await
+    }
+
+    async fn hash(&self, access: &Access) -> Result<SpaceHash, StoreError> {
+        self.inner.hash(access).await
+    }
+
+    fn revision(&self) -> i64 {
+        self.inner.revision()
+    }
+
+    fn has_leader(&self) -> bool {
+        *self.way.borrow() != Way::Cut
+    }
+
+    fn status(&self) -> StoreStatus {
+        self.inner.status()
+    }
+}
+
+/// A watch that is silent while the gate is not open.
+struct GatedWatch {
+    inner: Watch,
+    way: watch::Receiver<Way>,
+    opened: Option<BoxFuture<'static, ()>>,
+}
+
+impl Stream for GatedWatch {
+    type Item = WatchItem;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<WatchItem>> {
+        loop {
+            if *self.way.borrow() == Way::Open {
+                self.opened = None;
+                return Pin::new(&mut self.inner).poll_next(cx);
+            }
+            let mut way = self.way.clone();
+            let opened = self
+                .opened
+                .get_or_insert_with(|| async move { drop(way.wait_for(|way| *way == Way::Open).await) }.boxed());
+            if opened.poll_unpin(cx).is_pending() {
+                return Poll::Pending;
+            }
+            self.opened = None;
+        }
+    }
+}
+
+impl WatchSource for GatedWatch {
+    fn progress(&self) -> Option<i64> {
+        self.inner.progress()
+    }
+}
