@@ -19,24 +19,28 @@ const CORES_FOR_PARALLEL: usize = 4;
 pub(crate) fn up(args: &[String]) -> Result<()> {
     packages::install()?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let binary = if cores >= CORES_FOR_PARALLEL {
+    let (tools, binary) = if cores >= CORES_FOR_PARALLEL {
         step::force_plain();
         thread::scope(|scope| {
             let tools = scope.spawn(kube_tools::ensure);
             let binary = rocksdb::ensure().and_then(|()| build());
             let tools = tools.join().map_err(|_| anyhow!("the build of the tools panicked"))?;
-            tools.and(binary)
+            Ok::<_, anyhow::Error>((tools?, binary?))
         })?
     } else {
         rocksdb::ensure()?;
-        kube_tools::ensure()?;
-        build()?
+        (kube_tools::ensure()?, build()?)
     };
-    let shown = match link(&binary) {
-        Ok(link) => format!("{} (also as {})", binary.display(), link.display()),
-        Err(why) => format!("{} ({why:#})", binary.display()),
-    };
-    eprintln!("program: {shown}");
+    match link("hanse", &binary) {
+        Ok(link) => eprintln!("program: {} (also as {})", binary.display(), link.display()),
+        Err(why) => eprintln!("program: {} ({why:#})", binary.display()),
+    }
+    // A kubectl of the user's own stays the one that is found.
+    if let Some(dir) = tools.filter(|_| on_path("kubectl").is_none())
+        && let Ok(link) = link("kubectl", &dir.join("bin/kubectl"))
+    {
+        eprintln!("kubectl: there was none on PATH, now {}", link.display());
+    }
     let error = Command::new(&binary).arg("up").args(args).exec();
     Err(error).with_context(|| format!("start {}", binary.display()))
 }
@@ -72,22 +76,22 @@ fn target_dir() -> Result<PathBuf> {
     ))
 }
 
-/// Makes `hanse` a command: a link in a folder of the user's that is on PATH.
-fn link(binary: &Path) -> Result<PathBuf> {
+/// Makes a program a command: a link in a folder of the user's that is on PATH.
+fn link(name: &str, program: &Path) -> Result<PathBuf> {
     let home = PathBuf::from(std::env::var_os("HOME").ok_or_else(|| anyhow!("HOME is not set"))?);
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path_dirs = std::env::split_paths(&path).collect::<Vec<_>>();
+    let searched = std::env::split_paths(&path).collect::<Vec<_>>();
     let dir = [home.join(".cargo/bin"), home.join(".local/bin")]
         .into_iter()
-        .find(|dir| on_path_dirs.contains(dir) && dir.is_dir())
+        .find(|dir| searched.contains(dir) && dir.is_dir())
         .ok_or_else(|| anyhow!("no link made: neither ~/.cargo/bin nor ~/.local/bin is on PATH"))?;
-    let link = dir.join("hanse");
+    let link = dir.join(name);
     // A link is ours or another checkout's; a file somebody installed is not.
     if link.symlink_metadata().is_ok_and(|m| !m.is_symlink()) {
         bail!("no link made: {} is a file of its own", link.display());
     }
-    cache::relink(&link, binary)?;
-    match on_path("hanse") {
+    cache::relink(&link, program)?;
+    match on_path(name) {
         Some(first) if first != link => bail!("PATH finds {} first", first.display()),
         _ => Ok(link),
     }
