@@ -1,1 +1,164 @@
-fn main() {}
+//! `hanse`: the roles (server, agent, front door), the installation of one machine, and the verbs of its users.
+//!
+//! - [`args`]: the command line. [`error`]: failures and exit codes. [`output`]: tables, documents, progress.
+//! - [`client`]: HTTPS and the management API. [`logins`]: where the user is logged in. [`kubeconfig`]: contexts.
+//! - [`local`]: `up`, `down`, `kill`, `start`. [`front_door`]: the pass-through before the gateways of one machine.
+//! - [`verbs`]: the rest of what users do. [`role`]: the processes that this program can be.
+
+mod app;
+mod args;
+mod client;
+mod error;
+mod files;
+mod front_door;
+mod kubeconfig;
+mod local;
+mod logins;
+mod output;
+mod role;
+#[path = "../../server/src/config.rs"]
+mod server_config;
+mod verbs;
+
+use app::App;
+use args::{Cli, Command};
+use clap::{CommandFactory as _, Parser as _};
+use error::{Error, Result};
+use kubeconfig::Names;
+use local::{down, region, up};
+use std::process::ExitCode;
+use verbs::{connect, create, list, login, status, version};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = output::Output::detect();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output.fault(&error);
+            error.exit_code()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let app = App::new(cli.home, cli.server);
+    match cli.command {
+        Command::FrontDoor(process) => role::front_door(&process),
+        Command::Config { command } => role::config(&command, &app.output),
+        Command::Completion { shell } => completion(&app, shell),
+        Command::Server(_) | Command::Agent(_) => Err(Error::failed("this role is not wired yet")),
+        command => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.map_err(|e| Error::failed(format!("cannot start: {e}")))?;
+            runtime.block_on(verb(&app, command))
+        }
+    }
+}
+
+fn completion(app: &App, shell: clap_complete::Shell) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "hanse", &mut script);
+    app.output.print(&String::from_utf8_lossy(&script))
+}
+
+async fn verb(app: &App, command: Command) -> Result<()> {
+    match command {
+        Command::Up {
+            regions,
+            address_block,
+            no_tenant,
+        } => {
+            up::up(
+                app,
+                &up::Options {
+                    regions,
+                    address_block,
+                    tenant: !no_tenant,
+                },
+            )
+            .await
+        }
+        Command::Down { delete, kubeconfig } => down::down(app, delete, kubeconfig.kubeconfig.as_deref()).await,
+        Command::Kill { region } => region::kill(app, &region).await,
+        Command::Start { region } => region::start(app, &region).await,
+        Command::Login {
+            url,
+            access_key_file,
+            ca_file,
+            insecure,
+        } => {
+            let options = login::Options {
+                access_key_file: access_key_file.as_deref(),
+                ca_file: ca_file.as_deref(),
+                insecure,
+            };
+            login::login(app, &url, options).await
+        }
+        Command::Logout { kubeconfig } => login::logout(app, kubeconfig.kubeconfig.as_deref()).await,
+        Command::Create {
+            name,
+            project,
+            region,
+            cluster,
+            simulated_nodes,
+            gpus,
+            no_wait,
+            timeout,
+        } => {
+            let wanted = create::Wanted {
+                name,
+                project: project.project,
+                region,
+                cluster,
+                simulated_nodes,
+                gpus,
+            };
+            create::create(app, &wanted, !no_wait, timeout.timeout).await
+        }
+        Command::Delete {
+            name,
+            project,
+            wait,
+            timeout,
+            kubeconfig,
+        } => {
+            let limit = wait.then_some(timeout.timeout);
+            create::delete(app, &name, &project.project, limit, kubeconfig.kubeconfig.as_deref()).await
+        }
+        Command::Connect {
+            name,
+            project,
+            management: _,
+            no_switch,
+            print,
+            kubeconfig,
+            timeout,
+        } => {
+            let names = match name {
+                Some(name) => Names::Tenant {
+                    project: project.project,
+                    name,
+                },
+                None => Names::Management,
+            };
+            let options = connect::Options {
+                kubeconfig: kubeconfig.kubeconfig.as_deref(),
+                switch: !no_switch,
+                print,
+                limit: timeout.timeout,
+            };
+            connect::connect(app, &names, options).await
+        }
+        Command::Disconnect { kubeconfig } => connect::disconnect(app, kubeconfig.kubeconfig.as_deref()).await,
+        Command::List { project, output } => list::list(app, project.as_deref(), output.output).await,
+        Command::Get { name, project, output } => list::get(app, &name, &project.project, output.output).await,
+        Command::Status { output } => status::status(app, output.output).await,
+        Command::Version { output } => version::version(app, output.output).await,
+        Command::Completion { .. }
+        | Command::Config { .. }
+        | Command::Server(_)
+        | Command::Agent(_)
+        | Command::FrontDoor(_) => Ok(()),
+    }
+}

@@ -1,0 +1,290 @@
+//! The command line.
+
+use crate::error::EXIT_CODES;
+use crate::output::Format;
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A control plane for fleets of tenant Kubernetes clusters, spread over regions
+#[derive(Debug, Parser)]
+#[command(name = "hanse", version, disable_help_subcommand = true, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    /// Folder of the installation on this machine [default: ~/.local/share/hanse]
+    #[arg(long, global = true, env = "HANSE_HOME", value_name = "DIR", hide_env_values = true)]
+    pub(crate) home: Option<PathBuf>,
+    /// Installation to talk to, one that you are logged in at [default: that of the last login]
+    #[arg(
+        long,
+        global = true,
+        env = "HANSE_SERVER",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub(crate) server: Option<String>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How results are shown.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// How the result is shown
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: Format,
+}
+
+/// Which project.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ProjectArgs {
+    /// Project of the tenant cluster
+    #[arg(short, long, default_value = "default", value_name = "NAME")]
+    pub(crate) project: String,
+}
+
+/// Which kubeconfig.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct KubeconfigArgs {
+    /// Kubeconfig file [default: $KUBECONFIG, else ~/.kube/config]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+}
+
+/// How long to wait.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct TimeoutArgs {
+    /// How long to wait, such as 90s or 5m
+    #[arg(long, default_value = "5m", value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+}
+
+/// Configuration of a process.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ProcessArgs {
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Detach, and say in this file who the process is
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub(crate) pid_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Bring up an installation on this machine: three regions, each with a server and an agent, and a first tenant cluster
+    Up {
+        /// Names of the regions of a new installation, separated by commas [default: eu,us,ap]
+        #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+        regions: Option<Vec<String>>,
+        /// Addresses of a new installation: 127.<B>.0.1 and up [default: 0]
+        #[arg(long, value_name = "B")]
+        address_block: Option<u8>,
+        /// Make no first tenant cluster
+        #[arg(long)]
+        no_tenant: bool,
+    },
+    /// Stop the installation on this machine; `up` goes on with all data
+    Down {
+        /// Remove all its data as well
+        #[arg(long)]
+        delete: bool,
+        #[command(flatten)]
+        kubeconfig: KubeconfigArgs,
+    },
+    /// Kill -9 everything in a region of this machine's installation
+    Kill {
+        /// Region
+        region: String,
+    },
+    /// Start a region of this machine's installation again
+    Start {
+        /// Region
+        region: String,
+    },
+    /// Log in at an installation; the access key is read from a file, the terminal or standard input
+    Login {
+        /// Address, such as https://hanse.example.com
+        url: String,
+        /// File with the access key; - is standard input
+        #[arg(long, value_name = "FILE")]
+        access_key_file: Option<PathBuf>,
+        /// File with the certificate of the installation's authority [default: the system's authorities]
+        #[arg(long, value_name = "FILE")]
+        ca_file: Option<PathBuf>,
+        /// Do not check the server's certificate
+        #[arg(long, conflicts_with = "ca_file")]
+        insecure: bool,
+    },
+    /// Forget the login, and take its contexts out of the kubeconfig
+    Logout {
+        #[command(flatten)]
+        kubeconfig: KubeconfigArgs,
+    },
+    /// Create a tenant cluster and wait until its API answers
+    Create {
+        /// Name of the tenant cluster
+        name: String,
+        #[command(flatten)]
+        project: ProjectArgs,
+        /// Region to place it in [default: any]
+        #[arg(long, value_name = "NAME", conflicts_with = "cluster")]
+        region: Option<String>,
+        /// Connected cluster to place it on [default: any]
+        #[arg(long, value_name = "NAME")]
+        cluster: Option<String>,
+        /// How many simulated nodes it gets [default: 3]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+        simulated_nodes: Option<u32>,
+        /// GPUs per simulated node [default: 0]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=64))]
+        gpus: Option<u32>,
+        /// Return at once
+        #[arg(long)]
+        no_wait: bool,
+        #[command(flatten)]
+        timeout: TimeoutArgs,
+    },
+    /// Add a context for a tenant cluster to the kubeconfig and switch to it
+    Connect {
+        /// Name of the tenant cluster
+        #[arg(required_unless_present = "management")]
+        name: Option<String>,
+        #[command(flatten)]
+        project: ProjectArgs,
+        /// A context for the management API instead
+        #[arg(long, conflicts_with = "name")]
+        management: bool,
+        /// Do not make it the current context
+        #[arg(long)]
+        no_switch: bool,
+        /// Print a kubeconfig instead of changing yours
+        #[arg(long, conflicts_with_all = ["no_switch", "kubeconfig"])]
+        print: bool,
+        #[command(flatten)]
+        kubeconfig: KubeconfigArgs,
+        #[command(flatten)]
+        timeout: TimeoutArgs,
+    },
+    /// Go back to the context that was current before connect
+    Disconnect {
+        #[command(flatten)]
+        kubeconfig: KubeconfigArgs,
+    },
+    /// List tenant clusters
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only of this project
+        #[arg(short, long, value_name = "NAME")]
+        project: Option<String>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Show one tenant cluster with its conditions
+    Get {
+        /// Name of the tenant cluster
+        name: String,
+        #[command(flatten)]
+        project: ProjectArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Delete a tenant cluster with all its data
+    Delete {
+        /// Name of the tenant cluster
+        name: String,
+        #[command(flatten)]
+        project: ProjectArgs,
+        /// Wait until it is gone
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        timeout: TimeoutArgs,
+        #[command(flatten)]
+        kubeconfig: KubeconfigArgs,
+    },
+    /// Show regions, servers, agents and tenants
+    Status {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Show the versions of this program and of the server
+    Version {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Print the completion script of a shell
+    Completion {
+        /// Shell
+        shell: Shell,
+    },
+    /// Check the configuration of a server, agent or front door, or show it with all defaults
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Run a server
+    Server(ProcessArgs),
+    /// Run the agent of a connected cluster
+    Agent(ProcessArgs),
+    /// Pass connections on to the gateways of this machine
+    #[command(hide = true)]
+    FrontDoor(ProcessArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Report every fault of a file
+    Check {
+        /// File
+        file: PathBuf,
+    },
+    /// Print a file with all defaults filled in
+    Dump {
+        /// File
+        file: PathBuf,
+    },
+}
+
+/// Longest time that can be asked for.
+const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// `90`, `90s`, `5m` or `2h`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "must be a whole number with s, m or h, such as 90s or 5m".to_owned())?;
+    let unit = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        other => return Err(format!("the unit {other:?} is not s, m or h")),
+    };
+    let span = Duration::from_secs(number.saturating_mul(unit));
+    if span > WAIT_MAX {
+        Err("must be at most 24h".to_owned())
+    } else {
+        Ok(span)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(parse_duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("5m"), Ok(Duration::from_secs(300)));
+        for bad in ["", "m", "-1s", "1.5m", "5 m", "5d", "25h", "99999999999999999999h"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+}

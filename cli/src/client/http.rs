@@ -1,0 +1,329 @@
+//! One HTTP exchange over a connection of its own, driven inside the caller's task.
+
+use super::tls::{self, Trust};
+use super::url::BaseUrl;
+use crate::error::{Error, Kind, Result};
+use ::http::{Method, Request, StatusCode, header};
+use bytes::Bytes;
+use hanse_runtime::clock::{self, SharedClock};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// Largest answer that is read.
+const BODY_MAX: usize = 64 * 1024 * 1024;
+/// For the way to the server and the TLS handshake.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// For the whole exchange.
+const EXCHANGE_LIMIT: Duration = Duration::from_secs(30);
+
+/// How far an exchange came before it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The name did not resolve.
+    Resolve,
+    /// Nobody listens.
+    Refused,
+    /// The way there failed otherwise.
+    Connect,
+    /// The server's certificate is not trusted or not for this name.
+    Untrusted,
+    /// The TLS handshake failed otherwise.
+    Handshake,
+    /// The request may have reached the server.
+    Exchange,
+}
+
+impl Stage {
+    /// Whether the request certainly did not reach the server.
+    pub(crate) const fn before_request(self) -> bool {
+        match self {
+            Self::Resolve | Self::Refused | Self::Connect | Self::Untrusted | Self::Handshake => true,
+            Self::Exchange => false,
+        }
+    }
+
+    /// Whether the next try may fare better within seconds.
+    pub(crate) const fn passing(self) -> bool {
+        match self {
+            Self::Connect | Self::Handshake | Self::Exchange => true,
+            Self::Resolve | Self::Refused | Self::Untrusted => false,
+        }
+    }
+}
+
+/// An exchange without an answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Fault {
+    pub(crate) stage: Stage,
+    pub(crate) why: String,
+}
+
+/// An answer, whole.
+#[derive(Clone, Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Bytes,
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) body: Option<Bytes>,
+}
+
+impl Call {
+    /// A GET of `path`.
+    pub(crate) fn get(path: impl Into<String>) -> Self {
+        Self {
+            method: Method::GET,
+            path: path.into(),
+            body: None,
+        }
+    }
+}
+
+/// A client of one gateway.
+#[derive(Clone)]
+pub(crate) struct Http {
+    base: BaseUrl,
+    address: Option<std::net::SocketAddr>,
+    tls: Arc<rustls::ClientConfig>,
+    bearer: Option<header::HeaderValue>,
+    clock: SharedClock,
+}
+
+impl Http {
+    /// Of the gateway at `base`, with `token` as credentials.
+    pub(crate) fn new(base: BaseUrl, trust: &Trust, token: Option<&str>, clock: SharedClock) -> Result<Self> {
+        let bearer = match token {
+            None => None,
+            Some(token) => {
+                let mut value = header::HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| {
+                    Error::usage("the access key holds characters that no key has")
+                        .hint("copy it again, without line breaks and blanks")
+                })?;
+                value.set_sensitive(true);
+                Some(value)
+            }
+        };
+        Ok(Self {
+            base,
+            address: None,
+            tls: tls::client_config(trust)?,
+            bearer,
+            clock,
+        })
+    }
+
+    /// Where it connects to.
+    pub(crate) const fn base(&self) -> &BaseUrl {
+        &self.base
+    }
+
+    /// Its clock.
+    pub(crate) const fn clock(&self) -> &SharedClock {
+        &self.clock
+    }
+
+    /// One exchange, without repeats.
+    pub(crate) async fn once(&self, call: &Call) -> std::result::Result<Reply, Fault> {
+        let connection = match clock::timeout(&*self.clock, CONNECT_LIMIT, self.connect()).await {
+            Ok(connection) => connection?,
+            Err(late) => {
+                return Err(Fault {
+                    stage: Stage::Connect,
+                    why: late.to_string(),
+                });
+            }
+        };
+        match clock::timeout(&*self.clock, EXCHANGE_LIMIT, self.exchange(connection, call)).await {
+            Ok(reply) => reply,
+            Err(late) => Err(Fault {
+                stage: Stage::Exchange,
+                why: late.to_string(),
+            }),
+        }
+    }
+
+    /// A TLS connection to the gateway.
+    pub(crate) async fn connect(&self) -> std::result::Result<TlsStream<TcpStream>, Fault> {
+        let tcp = match self.address {
+            Some(address) => TcpStream::connect(address).await,
+            None => {
+                let found = tokio::net::lookup_host((self.base.host(), self.base.port())).await;
+                let addresses: Vec<_> = found
+                    .map_err(|e| Fault {
+                        stage: Stage::Resolve,
+                        why: e.to_string(),
+                    })?
+                    .collect();
+                TcpStream::connect(&addresses[..]).await
+            }
+        };
+        let tcp = tcp.map_err(|error| {
+            let refused = error.kind() == io::ErrorKind::ConnectionRefused;
+            let why = if refused {
+                "connection refused".to_owned()
+            } else {
+                error.to_string()
+            };
+            Fault {
+                stage: if refused { Stage::Refused } else { Stage::Connect },
+                why,
+            }
+        })?;
+        // Small requests must not wait for more to send; a socket that refuses the option still works.
+        let _quick = tcp.set_nodelay(true).is_ok();
+        let name = ServerName::try_from(self.base.host().to_owned()).map_err(|e| Fault {
+            stage: Stage::Resolve,
+            why: e.to_string(),
+        })?;
+        TlsConnector::from(self.tls.clone())
+            .connect(name, tcp)
+            .await
+            .map_err(|error| handshake_fault(&error))
+    }
+
+    fn request(&self, call: &Call) -> std::result::Result<Request<Full<Bytes>>, Fault> {
+        let mut builder = Request::builder()
+            .method(call.method.clone())
+            .uri(&call.path)
+            .header(header::HOST, self.base.authority())
+            .header(header::ACCEPT, "application/json")
+            .header(header::USER_AGENT, concat!("hanse/", env!("CARGO_PKG_VERSION")));
+        if let Some(bearer) = &self.bearer {
+            builder = builder.header(header::AUTHORIZATION, bearer);
+        }
+        if call.body.is_some() {
+            builder = builder.header(header::CONTENT_TYPE, "application/json");
+        }
+        builder
+            .body(Full::new(call.body.clone().unwrap_or_default()))
+            .map_err(|e| Fault {
+                stage: Stage::Resolve,
+                why: e.to_string(),
+            })
+    }
+
+    async fn exchange(&self, stream: TlsStream<TcpStream>, call: &Call) -> std::result::Result<Reply, Fault> {
+        let broken = |e: hyper::Error| Fault {
+            stage: Stage::Exchange,
+            why: chain(&e),
+        };
+        let request = self.request(call)?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let answer = async move {
+            let response = sender.send_request(request).await.map_err(broken)?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), BODY_MAX).collect().await;
+            let body = body.map_err(|e| Fault {
+                stage: Stage::Exchange,
+                why: chain(e.as_ref()),
+            })?;
+            Ok(Reply {
+                status,
+                body: body.to_bytes(),
+            })
+        };
+        let mut answer = std::pin::pin!(answer);
+        let connection = std::pin::pin!(connection);
+        tokio::select! {
+            biased;
+            reply = &mut answer => reply,
+            // The connection ended; what it had received is still in the answer's hands.
+            _ended = connection => answer.await,
+        }
+    }
+
+    /// What a fault means to the user.
+    pub(crate) fn explain(&self, fault: &Fault) -> Error {
+        let at = &self.base;
+        let why = &fault.why;
+        match fault.stage {
+            Stage::Resolve => Error::new(Kind::Unreachable, format!("cannot find {at}: {why}"))
+                .hint("check the address, or log in elsewhere with `hanse login URL`"),
+            Stage::Refused => Error::new(Kind::Unreachable, format!("cannot reach {at}: {why}"))
+                .hint("is it running? `hanse up` starts the installation of this machine"),
+            Stage::Untrusted => Error::failed(format!("the certificate of {at} is not trusted: {why}"))
+                .hint("name the authority with `hanse login URL --ca-file FILE`, or take the risk with --insecure"),
+            Stage::Connect | Stage::Handshake => Error::new(Kind::Unreachable, format!("cannot reach {at}: {why}"))
+                .hint("try again; `hanse status` shows which regions answer"),
+            Stage::Exchange => Error::new(Kind::Unreachable, format!("{at} gave no whole answer: {why}"))
+                .hint("try again; `hanse status` shows which regions answer"),
+        }
+    }
+}
+
+fn handshake_fault(error: &io::Error) -> Fault {
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+    let stage = match inner {
+        Some(rustls::Error::InvalidCertificate(_)) => Stage::Untrusted,
+        _ => Stage::Handshake,
+    };
+    Fault {
+        stage,
+        why: error.to_string(),
+    }
+}
+
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    hanse_runtime::supervisor::chain(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hanse_runtime::clock::SystemClock;
+
+    fn client(port: u16) -> Http {
+        let base = BaseUrl::parse(&format!("https://127.0.0.1:{port}")).unwrap();
+        Http::new(base, &Trust::Anybody, Some("id.secret"), SystemClock::shared()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_asks_whether_it_runs() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let http = client(port);
+        let fault = http.once(&Call::get("/readyz")).await.unwrap_err();
+        assert_eq!(fault.stage, Stage::Refused);
+        let error = http.explain(&fault);
+        assert!(error.remedy().unwrap().contains("hanse up"));
+        assert!(error.to_string().contains(&port.to_string()));
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_no_tls_server_is_before_the_request() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            let (mut peer, _) = listener.accept().await.unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut peer, b"SSH-2.0-x\r\n")
+                .await
+                .unwrap();
+        });
+        let fault = client(port).once(&Call::get("/")).await.unwrap_err();
+        assert!(fault.stage.before_request(), "{fault:?}");
+        server.await.unwrap();
+    }
+
+    #[test]
+    fn a_key_with_a_line_break_is_refused_without_showing_it() {
+        let base = BaseUrl::parse("https://a").unwrap();
+        let error = Http::new(base, &Trust::Anybody, Some("se\ncret"), SystemClock::shared())
+            .err()
+            .unwrap();
+        assert!(!error.to_string().contains("cret\"") && error.remedy().is_some());
+    }
+}

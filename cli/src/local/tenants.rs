@@ -1,0 +1,110 @@
+//! Processes of tenants on this machine. They outlive their agent, so `down` and `kill` end them by the agent's records.
+
+use super::layout::Layout;
+use crate::error::{Error, Result};
+use crate::files;
+use hanse_agent::process::{load_alive, stop_records};
+use hanse_runtime::clock::Clock;
+use hanse_runtime::supervisor::chain;
+use std::io::ErrorKind;
+use std::time::Duration;
+
+/// For kube-apiserver to end its requests.
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
+
+/// Ends all processes of tenants in `region`, with `grace` to end by themselves; gives their number.
+pub(crate) async fn stop(layout: &Layout, region: &str, grace: Duration, clock: &dyn Clock) -> Result<usize> {
+    let tenants = hanse_agent::paths::Layout::new(&layout.region(region, "agent")).tenants();
+    let entries = match std::fs::read_dir(&tenants) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(Error::io("list", &tenants, &error)),
+    };
+    let mut runs = Vec::new();
+    for entry in entries {
+        let run = entry.map_err(|e| Error::io("list", &tenants, &e))?.path().join("run");
+        let alive = load_alive(&run).map_err(|e| fault(region, &e))?;
+        runs.push((run, alive));
+    }
+    let count = runs.iter().map(|(_, alive)| alive.len()).sum();
+    let stops = runs
+        .into_iter()
+        .map(|(run, alive)| async move { stop_records(&run, alive, grace, clock).await });
+    futures::future::try_join_all(stops)
+        .await
+        .map_err(|e| fault(region, &e))?;
+    Ok(count)
+}
+
+fn fault(region: &str, error: &(dyn std::error::Error + 'static)) -> Error {
+    Error::failed(format!("processes of tenants in {region}: {}", chain(error)))
+        .hint("look for them with `ps`, then run the command again")
+}
+
+/// Regions that have files, whether or not the plan can be read.
+pub(crate) fn regions_on_disk(layout: &Layout) -> Result<Vec<String>> {
+    let path = layout.regions();
+    let entries = match std::fs::read_dir(&path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("list", &path, &error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::io("list", &path, &e))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if hanse_api::name::check_label(&name).is_ok() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Removes what an installation consists of, and its home when nothing else is in it.
+pub(crate) fn remove_all(layout: &Layout) -> Result<()> {
+    // The plan last: as long as it is there, the removal can be taken up again.
+    for dir in ["regions", "log", "pki"] {
+        files::remove_dir(&layout.home().join(dir))?;
+    }
+    files::remove(&layout.front_door())?;
+    files::remove(&layout.plan())?;
+    files::remove_dir(&layout.home().join("run"))?;
+    match std::fs::remove_dir(layout.home()) {
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
+            Err(Error::io("remove", layout.home(), &error))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn only_what_is_ours_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("h");
+        let layout = Layout::find(Some(&home)).unwrap();
+        for path in [
+            "regions/eu/agent",
+            "regions/us",
+            "regions/Not A Region",
+            "pki",
+            "run",
+            "log",
+        ] {
+            std::fs::create_dir_all(home.join(path)).unwrap();
+        }
+        assert_eq!(regions_on_disk(&layout).unwrap(), ["eu", "us"]);
+        std::fs::write(home.join("notes.txt"), "mine").unwrap();
+        remove_all(&layout).unwrap();
+        assert_eq!(std::fs::read_dir(&home).unwrap().count(), 1);
+        std::fs::remove_file(home.join("notes.txt")).unwrap();
+        remove_all(&layout).unwrap();
+        assert!(!home.exists());
+        remove_all(&Layout::find(Some(Path::new("/nowhere/h"))).unwrap()).unwrap();
+    }
+}

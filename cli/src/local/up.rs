@@ -1,0 +1,516 @@
+//! `up`: everything that an installation on this machine needs, from whatever state it is in.
+
+use super::checks;
+use super::generate::{self, Source};
+use super::installation::{Installation, Lock};
+use super::layout::{Layout, Plan, Region};
+use super::service::{Role, Service, Started};
+use super::tenants;
+use crate::app::App;
+use crate::client::http::Call;
+use crate::client::management::path;
+use crate::client::tls::Trust;
+use crate::client::{BaseUrl, Http, Management, Stage};
+use crate::error::{Error, Kind, Result};
+use crate::files;
+use crate::logins::{Login, Logins};
+use crate::output::progress::{Step, seconds};
+use crate::verbs::create::{Wanted, submit};
+use crate::verbs::tenant;
+use hanse_api::kinds::{ANNOTATION_REGION, CLUSTERS, KindName, PROJECTS, VIRTUAL_CLUSTER_INSTANCES};
+use hanse_api::name::project_of_namespace;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// Regions of a new installation.
+const REGIONS: [&str; 3] = ["eu", "us", "ap"];
+/// Between two looks.
+const POLL: Duration = Duration::from_millis(100);
+/// For servers to elect leaders and answer.
+const SERVERS_LIMIT: Duration = Duration::from_secs(90);
+/// For agents to enrol and connect.
+const AGENTS_LIMIT: Duration = Duration::from_secs(90);
+/// For tenants' API servers.
+const TENANT_LIMIT: Duration = Duration::from_secs(180);
+/// For the first administrator to be entered after the first election.
+const ADMIN_LIMIT: Duration = Duration::from_secs(20);
+/// The first tenant.
+const DEMO: &str = "demo";
+/// Its project.
+const PROJECT: &str = "default";
+/// Tenants that are waited for when they are restarted.
+const TENANTS_WAITED_MAX: usize = 16;
+
+/// How `up` is wanted.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Options {
+    pub(crate) regions: Option<Vec<String>>,
+    pub(crate) address_block: Option<u8>,
+    pub(crate) tenant: bool,
+}
+
+/// `up`.
+pub(crate) async fn up(app: &App, options: &Options) -> Result<()> {
+    let begun = app.clock.mono();
+    let layout = app.layout()?;
+    let (plan, known) = plan(&layout, options)?;
+    let fresh = !layout.home().exists();
+    checks::all(&layout, &plan)?;
+    let prepared = prepare(app, &layout, &plan, known);
+    if prepared.is_err() && fresh {
+        // Nothing was started yet: leave the machine as it was.
+        tenants::remove_all(&layout)?;
+    }
+    let (installation, _lock) = prepared?;
+    let regions = installation.plan.regions();
+    let up = Up::new(app, &installation)?;
+    up.servers(&regions).await?;
+    up.agents(&regions).await?;
+    log_in(&installation)?;
+    let named = up.tenants(options.tenant).await?;
+    let took = seconds(app.clock.mono().saturating_sub(begun));
+    app.output.line(&farewell(&installation.plan, named.as_deref(), &took))
+}
+
+/// The plan that is there, or a new one; the flag says which.
+fn plan(layout: &Layout, options: &Options) -> Result<(Plan, bool)> {
+    let Some(installation) = Installation::load(layout)? else {
+        let regions = options
+            .regions
+            .clone()
+            .unwrap_or_else(|| REGIONS.map(str::to_owned).to_vec());
+        return Ok((Plan::new(&regions, options.address_block.unwrap_or(0))?, false));
+    };
+    let plan = installation.plan;
+    let other = |what: &str, is: &str, wanted: &str| {
+        Error::usage(format!(
+            "the installation in {} has {what} {is}, not {wanted}",
+            layout.home().display()
+        ))
+        .hint("leave the option out, or make another installation with --home DIR and --address-block N")
+    };
+    match &options.regions {
+        Some(wanted) if *wanted != plan.regions => {
+            return Err(other("the regions", &plan.regions.join(","), &wanted.join(",")));
+        }
+        Some(_) | None => {}
+    }
+    match options.address_block {
+        Some(wanted) if wanted != plan.address_block => Err(other(
+            "the address block",
+            &plan.address_block.to_string(),
+            &wanted.to_string(),
+        )),
+        Some(_) | None => Ok((plan, true)),
+    }
+}
+
+fn prepare(app: &App, layout: &Layout, plan: &Plan, known: bool) -> Result<(Installation, Lock)> {
+    files::create_dir(layout.home(), true)?;
+    let lock = Lock::take(layout)?;
+    let step = Step::start(app.output, &app.clock, "configuration");
+    let installation = match Installation::load(layout)? {
+        Some(installation) => {
+            generate::complete(&installation)?;
+            installation
+        }
+        None => generate::generate(
+            layout,
+            plan,
+            &Source {
+                rng: &*app.rng,
+                now: app.clock.wall(),
+            },
+        )?,
+    };
+    let what = if known { "found in" } else { "made in" };
+    step.done(&format!("{what} {}", layout.home().display()));
+    Ok((installation, lock))
+}
+
+/// Makes this user's verbs go to the installation.
+fn log_in(installation: &Installation) -> Result<()> {
+    let mut logins = Logins::load()?;
+    logins.set(Login {
+        server: installation.plan.url(),
+        access_key: installation.admin_key()?,
+        insecure: false,
+        ca: Some(installation.ca()?),
+    });
+    logins.save()
+}
+
+fn farewell(plan: &Plan, tenant: Option<&str>, took: &str) -> String {
+    let mut text = format!(
+        "\nHanse runs with {} region{} ({}) at {}; you are logged in. It took {took}.\n\n",
+        plan.regions.len(),
+        if plan.regions.len() == 1 { "" } else { "s" },
+        plan.regions.join(", "),
+        plan.url(),
+    );
+    let mut line = |command: &str, what: &str| text.push_str(&format!("  {command:<34} # {what}\n"));
+    match tenant {
+        Some(name) => line(&format!("hanse connect {name}"), "kubectl in a tenant cluster"),
+        None => line(&format!("hanse create {DEMO}"), "a tenant cluster, then: hanse connect"),
+    }
+    line("kubectl get nodes", "after connect");
+    line("hanse create team-b --region us", "another tenant cluster");
+    line("hanse status", "regions, servers, agents, tenants");
+    if let [first, _, ..] = &plan.regions[..] {
+        line(
+            &format!("hanse kill {first}"),
+            "kill -9 of a region; hanse start brings it back",
+        );
+    }
+    line("hanse down", "stop all; up goes on, --delete removes");
+    text.truncate(text.trim_end().len());
+    text
+}
+
+/// An installation being brought up.
+pub(crate) struct Up<'a> {
+    app: &'a App,
+    installation: &'a Installation,
+    management: Management,
+}
+
+impl<'a> Up<'a> {
+    /// With the administrator's key, through the front door.
+    pub(crate) fn new(app: &'a App, installation: &'a Installation) -> Result<Self> {
+        let key = installation.admin_key()?;
+        let base = BaseUrl::parse(&installation.plan.url())?;
+        let http = Http::new(base, &Trust::Pinned(installation.ca()?), Some(&key), app.clock.clone())?;
+        Ok(Self {
+            app,
+            installation,
+            management: Management::new(http),
+        })
+    }
+
+    fn step(&self, name: &str) -> Step {
+        Step::start(self.app.output, &self.app.clock, name)
+    }
+
+    /// Starts the servers of `regions` and the front door, and waits until each gateway is ready.
+    pub(crate) async fn servers(&self, regions: &[Region]) -> Result<()> {
+        let mut step = self.step("servers");
+        let layout = &self.installation.layout;
+        let services: Vec<Service> = regions
+            .iter()
+            .map(|region| Service::in_region(layout, &region.name, Role::Server))
+            .collect();
+        let mut started = start_all(self.app, &services).await?;
+        let fresh = started.len();
+        started.extend(start_all(self.app, &[Service::front_door(layout)]).await?);
+        let ca = Trust::Pinned(self.installation.ca()?);
+        let mut waiting = Vec::new();
+        for (region, service) in regions.iter().zip(&services) {
+            let http = Http::new(BaseUrl::parse(&region.url())?, &ca, None, self.app.clock.clone())?;
+            waiting.push((region.name.clone(), http, service.log.clone()));
+        }
+        let clock = &self.app.clock;
+        let end = clock.mono() + SERVERS_LIMIT;
+        loop {
+            let mut left = Vec::new();
+            let mut why = String::new();
+            for (name, http, log) in waiting {
+                if let Err(reason) = ready(&http).await {
+                    why = reason;
+                    left.push((name, http, log));
+                }
+            }
+            if left.is_empty() {
+                break;
+            }
+            waiting = left;
+            started.iter_mut().try_for_each(Started::check)?;
+            let names: Vec<&str> = waiting.iter().map(|(name, ..)| name.as_str()).collect();
+            if clock.mono() >= end {
+                let message = format!(
+                    "servers not ready after {}: {} ({why})",
+                    seconds(SERVERS_LIMIT),
+                    names.join(", ")
+                );
+                let log = waiting
+                    .first()
+                    .map(|(.., log)| log.display().to_string())
+                    .unwrap_or_default();
+                return Err(Error::new(Kind::TimedOut, message).hint(format!("the log of the first: {log}")));
+            }
+            step.say(&format!("waiting for {}", names.join(", ")));
+            clock.sleep(POLL).await;
+        }
+        step.done(&counted(regions.len(), fresh));
+        Ok(())
+    }
+
+    /// Enters the clusters of `regions`, starts their agents, and waits until they are connected.
+    pub(crate) async fn agents(&self, regions: &[Region]) -> Result<()> {
+        let mut step = self.step("agents");
+        self.admin_works().await?;
+        let layout = &self.installation.layout;
+        let services: Vec<Service> = regions
+            .iter()
+            .map(|region| Service::in_region(layout, &region.name, Role::Agent))
+            .collect();
+        for (region, service) in regions.iter().zip(&services) {
+            if service.running().is_none() {
+                self.cluster(region).await?;
+                self.enrolment(region).await?;
+            }
+        }
+        let mut started = start_all(self.app, &services).await?;
+        let fresh = started.len();
+        let clock = &self.app.clock;
+        let end = clock.mono() + AGENTS_LIMIT;
+        loop {
+            let clusters: Vec<Value> = self.management.list(&CLUSTERS, None).await?;
+            let online = |region: &&Region| {
+                let own = clusters.iter().find(|c| tenant::name(c) == region.name);
+                own.and_then(|c| c.pointer("/status/online")).and_then(Value::as_bool) == Some(true)
+            };
+            let waiting: Vec<&str> = regions.iter().filter(|r| !online(r)).map(|r| r.name.as_str()).collect();
+            if waiting.is_empty() {
+                break;
+            }
+            started.iter_mut().try_for_each(Started::check)?;
+            if clock.mono() >= end {
+                let message = format!(
+                    "agents not connected after {}: {}",
+                    seconds(AGENTS_LIMIT),
+                    waiting.join(", ")
+                );
+                let log = layout.region(waiting.first().unwrap_or(&""), "log/agent.log");
+                return Err(
+                    Error::new(Kind::TimedOut, message).hint(format!("the log of the first: {}", log.display()))
+                );
+            }
+            step.say(&format!("waiting for {}", waiting.join(", ")));
+            clock.sleep(POLL).await;
+        }
+        for region in regions {
+            // It was good for one enrolment, which is done.
+            files::remove(&generate::enrolment_token(layout, &region.name))?;
+        }
+        step.done(&counted(regions.len(), fresh));
+        Ok(())
+    }
+
+    /// Waits until the administrator's key is known: it is entered after the first election.
+    async fn admin_works(&self) -> Result<()> {
+        let clock = &self.app.clock;
+        let end = clock.mono() + ADMIN_LIMIT;
+        loop {
+            match self.management.list::<Value>(&PROJECTS, None).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == Kind::Denied && clock.mono() < end => clock.sleep(POLL).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn ensure(&self, kind: &KindName, name: &str, object: &Value) -> Result<()> {
+        if self.management.get::<Value>(kind, None, name).await?.is_some() {
+            return Ok(());
+        }
+        match self.management.create::<Value>(kind, None, object).await {
+            // Made meanwhile, such as by the first try of a repeated request.
+            Err(error) if error.kind() == Kind::Conflict => Ok(()),
+            Err(error) => Err(error),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    async fn cluster(&self, region: &Region) -> Result<()> {
+        let object = json!({
+            "apiVersion": CLUSTERS.api_version(),
+            "kind": CLUSTERS.kind,
+            "metadata": { "name": region.name, "annotations": { ANNOTATION_REGION: region.name } },
+            "spec": { "networkPeer": true },
+        });
+        self.ensure(&CLUSTERS, &region.name, &object).await
+    }
+
+    /// Fetches a one-time token for an agent that has no certificate yet.
+    async fn enrolment(&self, region: &Region) -> Result<()> {
+        let layout = &self.installation.layout;
+        let agent = hanse_agent::paths::Layout::new(&layout.region(&region.name, "agent"));
+        if agent.cert().is_file() {
+            return Ok(());
+        }
+        let path = format!("{}/enrolmenttoken", path(&CLUSTERS, None, Some(&region.name)));
+        let reply = self.management.post(path, &json!({})).await?;
+        let answer: Value = self.management.parse(&reply)?;
+        let token = find_token(&answer).ok_or_else(|| {
+            Error::failed(format!(
+                "the server gave no enrolment token for cluster {}",
+                region.name
+            ))
+            .hint("compare the versions with `hanse version`")
+        })?;
+        files::write(
+            &generate::enrolment_token(layout, &region.name),
+            token.as_bytes(),
+            files::PRIVATE,
+        )
+    }
+
+    /// Makes the first tenant when there is none, else waits until those that there are answer again.
+    pub(crate) async fn tenants(&self, wanted: bool) -> Result<Option<String>> {
+        let all: Vec<Value> = self.management.list(&VIRTUAL_CLUSTER_INSTANCES, None).await?;
+        let running = |vci: &&Value| !matches!(tenant::phase(vci), "Sleeping" | "Terminating" | "Failed");
+        let mut known: Vec<(String, String)> = all.iter().filter(running).map(project_and_name).collect();
+        if known.is_empty() && all.is_empty() && wanted {
+            self.project().await?;
+            let demo = Wanted {
+                name: DEMO.to_owned(),
+                project: PROJECT.to_owned(),
+                ..Wanted::default()
+            };
+            submit(&self.management, &demo).await?;
+            known.push((PROJECT.to_owned(), DEMO.to_owned()));
+        }
+        known.truncate(TENANTS_WAITED_MAX);
+        for (project, name) in &known {
+            let mut step = self.step(&format!("tenant {name}"));
+            match tenant::wait_ready(&self.management, project, name, &mut step, TENANT_LIMIT).await {
+                Ok(()) => step.done("its API answers"),
+                // One tenant's trouble is not the installation's, unless it was made just now.
+                Err(error) if !all.is_empty() => {
+                    drop(step);
+                    self.app.output.note(&format!("  {error}"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let by_name = |name: &str| known.iter().find(|(project, n)| project == PROJECT && n == name);
+        Ok(by_name(DEMO)
+            .or(known.iter().find(|(project, _)| project == PROJECT))
+            .map(|(_, name)| name.clone()))
+    }
+
+    async fn project(&self) -> Result<()> {
+        let object = json!({
+            "apiVersion": PROJECTS.api_version(),
+            "kind": PROJECTS.kind,
+            "metadata": { "name": PROJECT },
+            "spec": { "displayName": "Default", "allowedClusters": [{ "name": "*" }] },
+        });
+        self.ensure(&PROJECTS, PROJECT, &object).await
+    }
+}
+
+fn project_and_name(vci: &Value) -> (String, String) {
+    let namespace = tenant::text(vci, "/metadata/namespace");
+    (
+        project_of_namespace(namespace).unwrap_or(namespace).to_owned(),
+        tenant::name(vci).to_owned(),
+    )
+}
+
+/// Starts those that do not run, all at once; gives those that were started.
+async fn start_all(app: &App, services: &[Service]) -> Result<Vec<Started>> {
+    let started = futures::future::try_join_all(services.iter().map(|s| s.start(&app.clock))).await?;
+    Ok(started.into_iter().flatten().collect())
+}
+
+fn counted(all: usize, fresh: usize) -> String {
+    match fresh {
+        0 if all == 1 => "runs already".to_owned(),
+        0 => format!("all {all} run already"),
+        n if n == all => format!("{n} started"),
+        n => format!("{n} started, {} ran already", all - n),
+    }
+}
+
+/// Whether a gateway says that it is ready, or why not.
+async fn ready(http: &Http) -> std::result::Result<(), String> {
+    /// Of the answer, as much as fits a line.
+    const EXCERPT: usize = 120;
+    match http.once(&Call::get("/readyz")).await {
+        Ok(reply) if reply.status.is_success() => Ok(()),
+        Ok(reply) => {
+            let text = String::from_utf8_lossy(&reply.body);
+            Err(text.trim().chars().filter(|c| !c.is_control()).take(EXCERPT).collect())
+        }
+        Err(fault) if fault.stage == Stage::Refused => Err("does not listen yet".to_owned()),
+        Err(fault) => Err(fault.why),
+    }
+}
+
+/// The enrolment token wherever it stands in the answer; its form is unmistakable (gateway/src/authn/bearer.rs).
+fn find_token(answer: &Value) -> Option<&str> {
+    match answer {
+        Value::String(text) => text.starts_with("het1.").then_some(text.as_str()),
+        Value::Array(items) => items.iter().find_map(find_token),
+        Value::Object(map) => map.values().find_map(find_token),
+        Value::Null | Value::Bool(_) | Value::Number(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_installation_keeps_its_plan() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::find(Some(dir.path())).unwrap();
+        let options = |regions: &[&str], block| Options {
+            regions: (!regions.is_empty()).then(|| regions.iter().map(|r| (*r).to_owned()).collect()),
+            address_block: block,
+            tenant: true,
+        };
+        let (new, known) = plan(&layout, &options(&[], None)).unwrap();
+        assert_eq!(
+            (new.regions.join(","), new.address_block, known),
+            ("eu,us,ap".to_owned(), 0, false)
+        );
+        std::fs::write(
+            layout.plan(),
+            "format = 1\nregions = [\"a\", \"b\"]\naddress_block = 4\n",
+        )
+        .unwrap();
+        assert!(plan(&layout, &options(&[], None)).unwrap().1);
+        assert!(plan(&layout, &options(&["a", "b"], Some(4))).unwrap().1);
+        let error = plan(&layout, &options(&["a"], None)).unwrap_err();
+        assert!(error.to_string().contains("regions a,b, not a"), "{error}");
+        assert!(
+            plan(&layout, &options(&[], Some(5)))
+                .unwrap_err()
+                .remedy()
+                .unwrap()
+                .contains("--home")
+        );
+    }
+
+    #[test]
+    fn tokens_are_found_wherever_they_stand() {
+        assert_eq!(
+            find_token(&json!({"status": {"token": "het1.a.b.c"}})),
+            Some("het1.a.b.c")
+        );
+        assert_eq!(
+            find_token(&json!({"kind": "EnrolmentToken", "x": [1, null, "y"]})),
+            None
+        );
+    }
+
+    #[test]
+    fn the_last_words_name_the_next_steps() {
+        let plan = Plan::new(&["eu".into(), "us".into()], 0).unwrap();
+        let text = farewell(&plan, Some("demo"), "12.3 s");
+        for part in [
+            "2 regions (eu, us)",
+            "hanse connect demo",
+            "hanse status",
+            "hanse down",
+            "12.3 s",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(farewell(&plan, None, "").contains("hanse create demo"));
+        assert_eq!(counted(3, 0), "all 3 run already");
+        assert_eq!(counted(3, 1), "1 started, 2 ran already");
+    }
+}

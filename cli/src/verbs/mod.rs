@@ -1,0 +1,23 @@
+//! What users do: one file per verb or pair of verbs.
+
+pub(crate) mod connect;
+pub(crate) mod create;
+pub(crate) mod list;
+pub(crate) mod login;
+pub(crate) mod status;
+pub(crate) mod tenant;
+pub(crate) mod version;
+
+use crate::error::Result;
+use crate::output::{Format, Output, document};
+use serde::Serialize;
+
+/// Prints `value` as a document when one was asked for; `false` when a table is wanted.
+pub(crate) fn print_document(output: &Output, format: Format, value: &impl Serialize) -> Result<bool> {
+    match format {
+        Format::Json => output.print(&document::json(value)?)?,
+        Format::Yaml => output.print(&document::yaml(value)?)?,
+        Format::Table | Format::Wide => return Ok(false),
+    }
+    Ok(true)
+}
