@@ -126,16 +126,18 @@ pub fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     end
 }
 
-/// Key in family `meta`: a group's own record of this name. `state` uses names that start with `m/`; consensus
-/// takes `raft/`.
+/// Key in family `meta`: a group's own record of this name. `state` uses names that start with [`META_MACHINE`];
+/// consensus takes `raft/`.
 pub fn meta_key(group: GroupId, name: &[u8]) -> Vec<u8> {
     [group.prefix().as_slice(), name].concat()
 }
 
+/// Start of the names of all records in family `meta` that belong to a group's machine, and so to its snapshots.
+pub const META_MACHINE: &[u8] = b"m/";
 /// Name of the group's state record in family `meta`.
 pub(crate) const META_STATE: &[u8] = b"m/state";
 /// Name of the marker of the last applied batch in family `meta`.
-pub(crate) const META_MARKER: &[u8] = b"m/marker";
+pub const META_MARKER: &[u8] = b"m/marker";
 /// Start of the names of the space records in family `meta`; the tenant follows.
 pub(crate) const META_SPACE: &[u8] = b"m/space/";
 

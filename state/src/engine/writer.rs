@@ -43,7 +43,7 @@ pub struct LogWriter {
     queue: mpsc::Sender<Request>,
     failed: Arc<Mutex<Option<EngineError>>>,
     engine: SharedEngine,
-    _thread: Arc<Thread>,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 impl std::fmt::Debug for LogWriter {
@@ -51,8 +51,6 @@ impl std::fmt::Debug for LogWriter {
         f.debug_struct("LogWriter").field("waiting", &(self.queue.max_capacity() - self.queue.capacity())).finish()
     }
 }
-
-struct Thread(Mutex<Option<JoinHandle<()>>>);
 
 impl LogWriter {
     /// Starts the thread.
@@ -64,7 +62,7 @@ impl LogWriter {
             .name("log-writer".to_owned())
             .spawn(move || worker.run())
             .map_err(|error| EngineError::Stopped(format!("cannot start the log writer's thread: {error}")))?;
-        Ok(Self { queue, failed, engine, _thread: Arc::new(Thread(Mutex::new(Some(thread)))) })
+        Ok(Self { queue, failed, engine, thread: Arc::new(Mutex::new(Some(thread))) })
     }
 
     /// The engine that it writes to.
@@ -113,6 +111,16 @@ impl LogWriter {
         match &*self.failed.lock() {
             Some(error) => Err(error.clone()),
             None => Ok(()),
+        }
+    }
+
+    /// Waits until everything queued is durable and the thread has ended, once every other clone is gone. Blocks.
+    pub fn close(self) {
+        let Self { queue, thread, .. } = self;
+        drop(queue);
+        let thread = thread.lock().take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the log writer's thread panicked");
         }
     }
 
