@@ -236,3 +236,84 @@ fn unwrap_json(error: StepError, what: String) -> BootstrapError {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{START, objects};
+    use hanse_api::resources::{AccessKey, Cluster, Project, Server, User};
+    use hanse_runtime::clock::testing::ManualClock;
+    use hanse_runtime::rng::SeededRng;
+
+    fn seed() -> Seed {
+        Seed {
+            server: "eu-1".into(),
+            server_spec: ServerSpec { id: 1, region: "eu".into(), raft: "127.0.1.1:8444".into(), ..Default::default() },
+            admin: Some(AdminSeed { user: "admin".into(), key_id: "k1".into(), secret_sha256: "aa".into() }),
+            clusters: vec![ClusterSeed {
+                name: "eu".into(),
+                region: "eu".into(),
+                token: Some(TokenSeed { id: "t1".into(), secret_sha256: "bb".into(), expires: START }),
+            }],
+        }
+    }
+
+    async fn read<T: DeserializeOwned>(objects: &Objects, kind: KindName, name: &str) -> T {
+        let stored = objects.get(&Address::global(name).key(kind)).await.unwrap().unwrap();
+        serde_json::from_slice(&stored.value).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_second_run_writes_nothing_and_a_changed_address_is_taken_over() {
+        let (objects, clock, rng) = (objects(), ManualClock::new(START), SeededRng::new(1));
+        let run = |seed: Seed| {
+            let (objects, clock, rng) = (&objects, &clock, &rng);
+            async move { bootstrap(objects, clock, rng, &seed).await.unwrap() }
+        };
+        run(seed()).await;
+        let user: User = read(&objects, USERS, "admin").await;
+        assert_eq!(user.spec.groups, [GROUP_ADMINS]);
+        let key: AccessKey = read(&objects, ACCESS_KEYS, "k1").await;
+        assert_eq!((key.spec.user.as_str(), key.spec.secret_sha256.as_str()), ("admin", "aa"));
+        let project: Project = read(&objects, PROJECTS, DEFAULT_PROJECT).await;
+        assert!(project.spec.allows_cluster("anything"));
+        let cluster: Cluster = read(&objects, CLUSTERS, "eu").await;
+        assert_eq!(cluster.metadata.annotations[ANNOTATION_REGION], "eu");
+        let revision = objects.store().revision();
+        run(seed()).await;
+        assert_eq!(objects.store().revision(), revision);
+
+        let mut moved = seed();
+        moved.server_spec.raft = "127.0.1.9:8444".into();
+        run(moved).await;
+        let server: Server = read(&objects, SERVERS, "eu-1").await;
+        assert_eq!((server.spec.raft.as_str(), server.metadata.generation), ("127.0.1.9:8444", 2));
+        assert_eq!(objects.store().revision(), revision + 1);
+    }
+
+    #[tokio::test]
+    async fn what_people_changed_stays() {
+        let (objects, clock, rng) = (objects(), ManualClock::new(START), SeededRng::new(1));
+        bootstrap(&objects, &clock, &rng, &seed()).await.unwrap();
+        let key = Address::global(DEFAULT_PROJECT).key(PROJECTS);
+        let stored = objects.get(&key).await.unwrap().unwrap();
+        let mut project: Project = serde_json::from_slice(&stored.value).unwrap();
+        project.spec.allowed_clusters = vec![AllowedCluster { name: "eu".into() }];
+        let value = encode(&project).unwrap();
+        objects.commit(vec![Op::Update { key, value, expected: stored.revision }]).await.unwrap();
+        bootstrap(&objects, &clock, &rng, &seed()).await.unwrap();
+        let project: Project = read(&objects, PROJECTS, DEFAULT_PROJECT).await;
+        assert!(!project.spec.allows_cluster("us"));
+    }
+
+    #[tokio::test]
+    async fn servers_that_start_at_once_do_not_disturb_each_other() {
+        let (objects, clock) = (objects(), ManualClock::new(START));
+        let rngs: Vec<SeededRng> = (0..3).map(SeededRng::new).collect();
+        let seed = seed();
+        let all = rngs.iter().map(|rng| bootstrap(&objects, &clock, rng, &seed));
+        for done in futures::future::join_all(all).await {
+            done.unwrap();
+        }
+    }
+}

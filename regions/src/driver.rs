@@ -292,3 +292,173 @@ async fn execute<R: Reconciler>(
     }
     Outcome::Stepped
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconciler::Fence;
+    use crate::scope::Scope;
+    use crate::testing::{START, objects};
+    use crate::view::{Change, View};
+    use async_trait::async_trait;
+    use hanse_runtime::clock::Clock;
+    use hanse_runtime::clock::testing::ManualClock;
+    use hanse_runtime::rng::SeededRng;
+    use hanse_runtime::seal::Sealer;
+
+    #[derive(Default)]
+    struct Log {
+        steps: Vec<(Duration, String)>,
+        at_once: usize,
+        most_at_once: usize,
+        done: std::collections::BTreeSet<String>,
+        gave_up: Vec<String>,
+    }
+
+    /// Keys that begin with `bad` never succeed; the others need one step, once.
+    struct Scripted {
+        keys: Vec<String>,
+        log: Arc<Mutex<Log>>,
+    }
+
+    #[async_trait]
+    impl Reconciler for Scripted {
+        type Key = String;
+        type Step = String;
+        const NAME: &'static str = "scripted";
+        const CONCURRENCY: usize = 3;
+
+        fn wakes_on(&self, _view: &View, change: &Change) -> Vec<String> {
+            if let Change::Cluster(name) = change { vec![name.clone()] } else { Vec::new() }
+        }
+
+        fn keys(&self, _view: &View) -> Vec<String> {
+            self.keys.clone()
+        }
+
+        fn plan(&self, _view: &View, key: &String, _now: Timestamp) -> Plan<String> {
+            let done = self.log.lock().done.contains(key);
+            if done { Plan::converged() } else { Plan::one("to do", key.clone()) }
+        }
+
+        async fn step(&self, ctx: &StepCtx, step: &String) -> Result<Progress, StepError> {
+            {
+                let mut log = self.log.lock();
+                log.steps.push((ctx.clock.mono(), step.clone()));
+                log.at_once += 1;
+                log.most_at_once = log.most_at_once.max(log.at_once);
+            }
+            ctx.clock.sleep(Duration::from_millis(10)).await;
+            let mut log = self.log.lock();
+            log.at_once -= 1;
+            match step.as_str() {
+                "fenced" => return Err(StepError::Fenced(ctx.fence.scope.clone())),
+                bad if bad.starts_with("bad") => return Err(StepError::Timeout("trying")),
+                _ => {}
+            }
+            log.done.insert(step.clone());
+            Ok(Progress::Done)
+        }
+
+        fn gave_up(&self, _view: &View, key: &String, _now: Timestamp, _failure: &str) -> Plan<String> {
+            self.log.lock().gave_up.push(key.clone());
+            Plan::converged()
+        }
+    }
+
+    struct Stage {
+        clock: ManualClock,
+        log: Arc<Mutex<Log>>,
+        view: Arc<SharedView>,
+        status: SharedStatus,
+        cancel: CancellationToken,
+    }
+
+    fn stage(keys: &[&str]) -> (Stage, impl Future<Output = Ended>) {
+        let (clock, log) = (ManualClock::new(START), Arc::new(Mutex::new(Log::default())));
+        let rng = Arc::new(SeededRng::new(9));
+        let objects = objects();
+        let ctx = StepCtx {
+            tenants: Arc::clone(objects.store()),
+            objects,
+            sealer: Sealer::from_key(&Sealer::generate(rng.as_ref())).unwrap(),
+            fence: Fence { scope: Scope::Fleet, token: 1 },
+            clock: Arc::new(clock.clone()),
+            rng,
+        };
+        let view = Arc::new(SharedView::live(View::new(START)));
+        let status = SharedStatus::default();
+        let keys = keys.iter().map(|k| (*k).to_owned()).collect();
+        let reconciler = Scripted { keys, log: Arc::clone(&log) };
+        let driver = Driver::new(reconciler, Arc::clone(&view), ctx, Arc::clone(&status));
+        let cancel = CancellationToken::new();
+        let run = driver.run(cancel.clone());
+        (Stage { clock, log, view, status, cancel }, run)
+    }
+
+    impl Stage {
+        /// Moves time on in small steps until `condition` holds.
+        async fn until(&self, condition: impl Fn(&Log) -> bool) {
+            for _ in 0..200_000 {
+                if condition(&self.log.lock()) {
+                    return;
+                }
+                self.clock.advance(Duration::from_millis(5));
+                tokio::task::yield_now().await;
+            }
+            panic!("never happened; {:?}", self.status.lock());
+        }
+    }
+
+    #[tokio::test]
+    async fn every_key_runs_once_and_not_too_many_at_the_same_time() {
+        let (stage, run) = stage(&["a", "b", "c", "d", "e", "f", "g"]);
+        let watch = async {
+            stage.until(|log| log.done.len() == 7).await;
+            stage.cancel.cancel();
+        };
+        let (ended, ()) = tokio::join!(run, watch);
+        assert_eq!(ended, Ended::Cancelled);
+        let log = stage.log.lock();
+        assert_eq!((log.steps.len(), log.most_at_once), (7, 3));
+    }
+
+    #[tokio::test]
+    async fn a_failing_key_backs_off_is_given_up_once_and_still_tried() {
+        let (stage, run) = stage(&["bad"]);
+        let watch = async {
+            stage.until(|log| log.steps.len() >= 12).await;
+            stage.cancel.cancel();
+        };
+        let (_, ()) = tokio::join!(run, watch);
+        let log = stage.log.lock();
+        assert_eq!(log.gave_up, ["bad"]);
+        let first = log.steps[1].0 - log.steps[0].0;
+        let last = log.steps[11].0 - log.steps[10].0;
+        assert!(first < Duration::from_millis(300) && last > Duration::from_secs(2), "{first:?} {last:?}");
+        assert!(stage.status.lock().last_error.as_ref().unwrap().contains("bad: no answer in time"));
+    }
+
+    #[tokio::test]
+    async fn changes_wake_their_key_and_a_lost_lease_ends_everything() {
+        let (stage, run) = stage(&[]);
+        let watch = async {
+            // The change must come after the driver has begun to listen.
+            stage.until(|_| stage.status.lock().waiting == 0 && stage.view.listeners() > 0).await;
+            stage.view.update(|_| vec![Change::Cluster("a".into())]);
+            stage.until(|log| log.done.contains("a")).await;
+            stage.view.update(|_| vec![Change::Cluster("fenced".into())]);
+        };
+        let drive = async {
+            tokio::pin!(run);
+            loop {
+                tokio::select! {
+                    ended = &mut run => return ended,
+                    () = tokio::task::yield_now() => stage.clock.advance(Duration::from_millis(5)),
+                }
+            }
+        };
+        let (ended, ()) = tokio::join!(drive, watch);
+        assert_eq!(ended, Ended::Fenced);
+    }
+}

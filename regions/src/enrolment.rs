@@ -163,3 +163,63 @@ fn json(error: StepError) -> EnrolError {
         other => EnrolError::Json(serde::ser::Error::custom(other)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{START, objects};
+    use hanse_runtime::pki::{csr_for_key, generate_csr, load_certs};
+    use hanse_runtime::rng::SeededRng;
+    use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn the_certificate_names_the_tokens_cluster_whatever_was_asked_for() {
+        let (objects, rng) = (objects(), SeededRng::new(5));
+        let ca = Ca::generate("system", 10, START).unwrap();
+        let token = issue(&objects, &rng, "eu", HOUR, START).await.unwrap();
+        let (key, csr) = generate_csr("hanse://agent/us").unwrap();
+        let enrolled = enrol(&objects, &ca, &token, &csr, START).await.unwrap();
+        assert_eq!((enrolled.cluster.as_str(), enrolled.ca_pem.as_str()), ("eu", ca.cert_pem()));
+        let der = load_certs(&enrolled.cert_pem).unwrap();
+        let (_, cert) = X509Certificate::from_der(&der[0]).unwrap();
+        let names = cert.subject_alternative_name().unwrap().unwrap().value.general_names.clone();
+        assert_eq!(names, [GeneralName::URI("hanse://agent/eu")]);
+
+        let again = csr_for_key("again", &key).unwrap();
+        enrol(&objects, &ca, &token, &again, START).await.unwrap();
+        let (_, thief) = generate_csr("x").unwrap();
+        let refused = enrol(&objects, &ca, &token, &thief, START).await;
+        assert!(matches!(refused, Err(EnrolError::Used { .. })), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn every_refusal_leaves_the_token_good() {
+        let (objects, rng) = (objects(), SeededRng::new(6));
+        let ca = Ca::generate("system", 10, START).unwrap();
+        let token = issue(&objects, &rng, "eu", HOUR, START).await.unwrap();
+        let (_, csr) = generate_csr("eu").unwrap();
+        let (id, _) = token.split_once('.').unwrap();
+        for bad in ["", "x", ".", "nobody.secret", &format!("{id}.wrong"), &format!("{id}/../x.y")] {
+            let refused = enrol(&objects, &ca, bad, &csr, START).await;
+            assert!(matches!(refused, Err(EnrolError::BadToken)), "{bad}: {refused:?}");
+        }
+        let refused = enrol(&objects, &ca, &token, "no request", START).await;
+        assert!(matches!(refused, Err(EnrolError::Request(_))), "{refused:?}");
+        let refused = enrol(&objects, &ca, &token, &csr, START.plus(HOUR)).await;
+        assert!(matches!(refused, Err(EnrolError::Expired { .. })), "{refused:?}");
+        enrol(&objects, &ca, &token, &csr, START).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn of_two_keys_at_once_one_gets_the_certificate() {
+        let (objects, rng) = (objects(), SeededRng::new(7));
+        let ca = Ca::generate("system", 10, START).unwrap();
+        let token = issue(&objects, &rng, "eu", HOUR, START).await.unwrap();
+        let ((_, a), (_, b)) = (generate_csr("a").unwrap(), generate_csr("b").unwrap());
+        let (a, b) = tokio::join!(enrol(&objects, &ca, &token, &a, START), enrol(&objects, &ca, &token, &b, START));
+        assert!(a.is_ok() != b.is_ok(), "{a:?} {b:?}");
+        assert!(matches!(a.err().or(b.err()), Some(EnrolError::Used { .. })));
+    }
+}

@@ -54,6 +54,20 @@ impl SharedView {
         }
     }
 
+    /// A view that counts as live although nobody feeds it.
+    #[cfg(test)]
+    pub(crate) fn live(view: View) -> Self {
+        let view = Self::new(view);
+        view.live.send_replace(true);
+        view
+    }
+
+    /// How many listen to changes.
+    #[cfg(test)]
+    pub(crate) fn listeners(&self) -> usize {
+        self.changes.receiver_count()
+    }
+
     /// Reads at one moment. `read` must be quick: the feed waits for it.
     pub fn read<T>(&self, read: impl FnOnce(&View) -> T) -> T {
         read(&self.view.read())

@@ -238,3 +238,61 @@ fn decode(cluster: &str, found: Option<hanse_state::objects::Stored>) -> Result<
     })?;
     Ok(Some((object, found.revision)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Fixture, START, objects};
+    use hanse_api::intent::{TenantReport, TenantState};
+    use hanse_runtime::clock::Clock;
+    use hanse_runtime::clock::testing::ManualClock;
+    use hanse_runtime::rng::SeededRng;
+
+    fn reports(objects: &Objects) -> (Reports, ManualClock) {
+        let clock = ManualClock::new(START);
+        let view = Arc::new(SharedView::new(Fixture::new().view));
+        (Reports::new(objects.clone(), view, Arc::new(clock.clone()), Arc::new(SeededRng::new(2))), clock)
+    }
+
+    fn report(clock: &ManualClock, state: TenantState, message: &str) -> Vec<u8> {
+        let tenant = TenantReport { tenant: "t".into(), state, message: message.into(), ..Default::default() };
+        let report = AgentReport { observed_at: clock.wall(), tenants: vec![tenant], ..Default::default() };
+        serde_json::to_vec(&report).unwrap()
+    }
+
+    #[tokio::test]
+    async fn heartbeats_write_nothing_facts_at_once_and_words_seldom() {
+        let objects = objects();
+        let (reports, clock) = reports(&objects);
+        let mut revision = objects.store().revision();
+        // The view of this test is not fed: what is stored is found by the refused commit.
+        for (after, state, message, writes) in [
+            (0, TenantState::Starting, "etcd", 1),
+            (5, TenantState::Starting, "etcd", 0),
+            (1, TenantState::Starting, "apiserver", 0),
+            (9, TenantState::Starting, "apiserver", 1),
+            (1, TenantState::Ready, "", 1),
+            (5, TenantState::Ready, "", 0),
+        ] {
+            clock.advance(Duration::from_secs(after));
+            reports.receive("eu", &report(&clock, state, message)).await.unwrap();
+            let now = objects.store().revision();
+            assert_eq!(now - revision, writes, "{state:?} {message}");
+            revision = now;
+        }
+        assert_eq!(reports.last("eu").unwrap().0.tenants[0].state, TenantState::Ready);
+        assert!(reports.last("us").is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_report_or_of_no_cluster_is_not_stored() {
+        let objects = objects();
+        let (reports, clock) = reports(&objects);
+        let revision = objects.store().revision();
+        assert!(matches!(reports.receive("eu", b"{").await, Err(ReportError::Json { .. })));
+        let long = vec![b' '; REPORT_MAX + 1];
+        assert!(matches!(reports.receive("eu", &long).await, Err(ReportError::TooLarge { .. })));
+        reports.receive("nowhere", &report(&clock, TenantState::Ready, "")).await.unwrap();
+        assert_eq!(objects.store().revision(), revision);
+    }
+}

@@ -423,3 +423,80 @@ fn change(kind: KindName, address: &Address, name: String) -> Option<Change> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Fixture, START, at, vci};
+
+    #[test]
+    fn indexes_follow_the_host_of_a_tenant() {
+        let mut fixture = Fixture::new();
+        fixture.tenant(&vci("a")).store("a", "eu");
+        assert_eq!(fixture.view.scope_of_tenant(&at("a")), Scope::Region("eu".into()));
+        assert_eq!((fixture.view.tenants_on("eu"), fixture.view.tenants_on("us")), (1, 0));
+        fixture.store("a", "us");
+        assert_eq!((fixture.view.tenants_on("eu"), fixture.view.tenants_on("us")), (0, 1));
+        assert_eq!(fixture.view.host_of("uid-a").unwrap().object.spec.cluster, "us");
+        let change = fixture.view.delete(TENANT_STORES, &at("a"), 999);
+        assert_eq!(change, Some(Change::Store(at("a"), vec!["us".into()])));
+        assert!(fixture.view.host_of("uid-a").is_none());
+        assert_eq!(fixture.view.scope_of_tenant(&at("a")), Scope::Fleet);
+    }
+
+    #[test]
+    fn a_moved_tenant_concerns_both_clusters() {
+        let mut fixture = Fixture::new();
+        fixture.store("a", "eu");
+        let mut store = fixture.view.stores.get(&at("a")).unwrap().object.as_ref().clone();
+        store.spec.cluster = "us".into();
+        let value = serde_json::to_vec(&store).unwrap().into();
+        let change = fixture.view.put(TENANT_STORES, &Raw { address: at("a"), value, revision: 900 });
+        assert_eq!(change, Some(Change::Store(at("a"), vec!["eu".into(), "us".into()])));
+    }
+
+    #[test]
+    fn a_cluster_of_an_unknown_region_is_the_fleets() {
+        let mut fixture = Fixture::new();
+        fixture.cluster("x", "nowhere", true);
+        assert_eq!(fixture.view.scope_of_cluster("x"), Scope::Fleet);
+        assert_eq!(fixture.view.scope_of_cluster("absent"), Scope::Fleet);
+        fixture.region("nowhere");
+        assert_eq!(fixture.view.scope_of_cluster("x"), Scope::Region("nowhere".into()));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_neither_there_nor_absent() {
+        let mut fixture = Fixture::new();
+        fixture.tenant(&vci("a"));
+        let broken = Raw { address: at("a"), value: "[]".into(), revision: 900 };
+        fixture.view.put(VIRTUAL_CLUSTER_INSTANCES, &broken);
+        assert!(fixture.view.tenants.get(&at("a")).is_none() && fixture.view.tenants.is_unreadable(&at("a")));
+        fixture.tenant(&vci("a"));
+        assert!(!fixture.view.tenants.is_unreadable(&at("a")));
+    }
+
+    #[test]
+    fn sessions_change_once_each_way() {
+        let mut view = View::new(START);
+        let later = Timestamp::from_millis(START.as_millis() + 1000);
+        let connected = BTreeSet::from(["eu".to_owned()]);
+        assert_eq!(view.set_sessions(&connected, later), [Change::Presence("eu".into())]);
+        assert_eq!(view.set_sessions(&connected, later), []);
+        assert_eq!(view.presence("eu"), Presence { connected: true, since: later });
+        assert_eq!(view.presence("us"), Presence { connected: false, since: START });
+        assert_eq!(view.set_sessions(&BTreeSet::new(), later), [Change::Presence("eu".into())]);
+        assert_eq!(view.set_sessions(&BTreeSet::new(), later), []);
+    }
+
+    #[test]
+    fn a_new_list_shows_what_went_while_nobody_watched() {
+        let mut fixture = Fixture::new();
+        fixture.tenant(&vci("a")).tenant(&vci("b"));
+        let kept = Raw { address: at("b"), value: Bytes::new(), revision: 1 };
+        let gone = fixture.view.forget_absent(&[(VIRTUAL_CLUSTER_INSTANCES, kept)]);
+        assert!(gone.contains(&(VIRTUAL_CLUSTER_INSTANCES, at("a"))));
+        assert!(!gone.contains(&(VIRTUAL_CLUSTER_INSTANCES, at("b"))));
+        assert!(gone.contains(&(PROJECTS, Address::global("default"))));
+    }
+}
