@@ -52,10 +52,12 @@ pub enum Kind {
     EnrolRequest = 12,
     /// Certificate or refusal.
     EnrolAnswer = 13,
+    /// Means nothing; its arrival is acknowledged by the transport, which proves that the other end lives.
+    Ping = 14,
 }
 
 impl Kind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::RequestHead,
         Self::ResponseHead,
         Self::StoreHead,
@@ -69,6 +71,7 @@ impl Kind {
         Self::Ack,
         Self::EnrolRequest,
         Self::EnrolAnswer,
+        Self::Ping,
     ];
 
     fn from_number(number: u8) -> Option<Self> {
@@ -83,7 +86,7 @@ impl Kind {
             Self::Trailers => TRAILERS_MAX,
             Self::Intent | Self::Report => STATE_MAX,
             Self::EnrolRequest | Self::EnrolAnswer => ENROL_MAX,
-            Self::Hello | Self::Welcome | Self::Drain | Self::Ack => TALK_MAX,
+            Self::Hello | Self::Welcome | Self::Drain | Self::Ack | Self::Ping => TALK_MAX,
         }
     }
 
@@ -103,6 +106,7 @@ impl Kind {
             Self::Ack => "acknowledgement",
             Self::EnrolRequest => "enrolment request",
             Self::EnrolAnswer => "enrolment answer",
+            Self::Ping => "ping",
         }
     }
 }
@@ -128,7 +132,7 @@ impl Grammar {
                 kind,
                 Kind::RequestHead | Kind::ResponseHead | Kind::StoreHead | Kind::Data | Kind::Trailers
             ),
-            Self::Control => matches!(kind, Kind::Hello | Kind::Welcome | Kind::Intent | Kind::Drain),
+            Self::Control => matches!(kind, Kind::Hello | Kind::Welcome | Kind::Intent | Kind::Drain | Kind::Ping),
             Self::Report => matches!(kind, Kind::Report | Kind::Ack),
             Self::Enrol => matches!(kind, Kind::EnrolRequest | Kind::EnrolAnswer),
         }

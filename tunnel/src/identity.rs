@@ -154,6 +154,12 @@ impl Credentials {
         let leaf = self.chain.first().ok_or_else(|| TunnelError::Identity { fault: "there is no certificate".into() })?;
         Identity::of(leaf)
     }
+
+    /// Whether the certificate is for the key.
+    pub fn key_fits(&self) -> bool {
+        let key = provider().key_provider.load_private_key(self.key.clone_key());
+        key.is_ok_and(|key| CertifiedKey::new(self.chain.clone(), key).keys_match().is_ok())
+    }
 }
 
 impl Clone for Credentials {

@@ -7,11 +7,17 @@
 pub mod api;
 pub mod assertion;
 pub mod code;
+pub mod dialer;
+pub mod enrol;
 pub mod error;
-#[allow(dead_code, reason = "tmp")]
 mod exchange;
 pub mod frame;
+pub mod hub;
 pub mod identity;
+#[cfg(test)]
+mod memory;
+mod quic;
+pub mod settings;
 pub mod stream;
 pub mod testing;
 pub mod wire;
@@ -20,7 +26,11 @@ pub use api::{
     AgentEvents, AgentHub, Body, Enrolled, ServerEvents, SessionInfo, TunnelIo, Upgraded, Uplink, empty_body, full_body,
     refuse, take_refusal,
 };
+pub use dialer::{ConnectionInfo, Dialer, DialerConfig, ServerAddress};
+pub use enrol::{EnrolmentToken, enrol};
 pub use error::{Delivery, TunnelError};
 pub use exchange::splice::{LINGER, splice};
+pub use hub::{Hub, HubConfig, Parts};
 pub use identity::{Credentials, Identity};
+pub use settings::{Congestion, Settings};
 pub use wire::{RequestHead, StoreHead, Target};

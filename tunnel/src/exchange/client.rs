@@ -33,7 +33,7 @@ pub(crate) async fn call<S: SendHalf, R: RecvHalf>(
     let guard = uploading.then(|| {
         let given_up = CancellationToken::new();
         let guard = given_up.clone().drop_guard();
-        supervisor.spawn(TaskKind::Request, "tunnel upload", async move {
+        supervisor.spawn(TaskKind::Session, "tunnel upload", async move {
             tokio::select! {
                 biased;
                 () = given_up.cancelled() => {}
