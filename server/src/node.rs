@@ -159,7 +159,7 @@ async fn serve(
         .unwrap_or_default();
     let signer = Arc::new(Signer::new(&credentials().map_err(part("the tunnel"))?).map_err(part("the tunnel"))?);
     let events = Arc::new(Events {
-        etcd: hanse_state::etcd::routes(node.tenants()),
+        etcd: hanse_state::etcd::routes(node.tenants(), Arc::clone(&machine.clock)),
         objects: objects.clone(),
         ca: secrets.ca,
         clock: Arc::clone(&machine.clock),

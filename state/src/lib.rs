@@ -10,7 +10,9 @@
 
 pub mod engine;
 pub mod error;
+pub mod etcd;
 pub mod keys;
+pub mod local;
 pub mod machine;
 pub mod objects;
 pub mod pb;
@@ -18,4 +20,5 @@ pub mod store;
 pub mod watch;
 
 pub use error::StoreError;
+pub use local::{LocalParts, LocalStore};
 pub use store::{Access, GroupId, KeySpace, Role, Store, StoreStatus, WatchItem, WatchRequest};
