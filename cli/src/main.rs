@@ -47,7 +47,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::FrontDoor(process) => role::front_door(&process),
         Command::Config { command } => role::config(&command, &app.output),
         Command::Completion { shell } => completion(&app, shell),
-        Command::Server(_) | Command::Agent(_) => Err(Error::failed("this role is not wired yet")),
+        Command::Agent(process) => role::agent(&process),
+        Command::Server(_) => Err(Error::failed("this role is not wired yet")),
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.map_err(|e| Error::failed(format!("cannot start: {e}")))?;

@@ -7,20 +7,66 @@ use crate::front_door::{self, config::FrontDoorConfig};
 use crate::local::service::enter;
 use crate::output::Output;
 use crate::server_config::ServerConfig;
-use hanse_agent::config::AgentConfig;
+use crate::verbs::version;
+use hanse_agent::{Agent, AgentConfig, Deps};
 use hanse_runtime::clock::SystemClock;
 use hanse_runtime::config::{Validate, load};
+use hanse_runtime::rng::SystemRng;
+use hanse_runtime::supervisor::{Supervisor, chain};
 use hanse_runtime::telemetry::{self, Format};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::Path;
+use std::time::Duration;
 use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// For each phase of an agent's end.
+const PHASE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Runs `hanse front-door`.
 pub(crate) fn front_door(args: &ProcessArgs) -> Result<()> {
     let _entered = args.pid_file.as_deref().map(enter).transpose()?;
     telemetry::init(Format::Json);
     runtime()?.block_on(front_door::run(&args.config, SystemClock::shared()))
+}
+
+/// Runs `hanse agent`.
+pub(crate) fn agent(args: &ProcessArgs) -> Result<()> {
+    let config: AgentConfig = load(&args.config).map_err(|e| Error::usage(e.to_string()))?;
+    let _entered = args.pid_file.as_deref().map(enter).transpose()?;
+    telemetry::init(config.log_format);
+    runtime()?.block_on(async {
+        let supervisor = Supervisor::default();
+        let deps = Deps {
+            clock: SystemClock::shared(),
+            rng: SystemRng::shared(),
+            supervisor: supervisor.clone(),
+            version: version::OWN.to_owned(),
+        };
+        let outcome = tokio::select! {
+            outcome = Agent::run(config, deps) => outcome.map_err(|e| Error::failed(chain(&e))),
+            asked = asked_to_end() => asked,
+        };
+        if let Err(error) = &outcome {
+            tracing::error!(%error, "the agent stops");
+        }
+        supervisor.shut_down(PHASE_LIMIT).await;
+        outcome?;
+        supervisor.failure().map_or(Ok(()), |why| Err(Error::failed(why)))
+    })
+}
+
+/// Completes when the process is asked to end: SIGTERM or SIGINT.
+pub(crate) async fn asked_to_end() -> Result<()> {
+    let fault = |e: std::io::Error| Error::failed(format!("cannot wait for signals: {e}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(fault)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(fault)?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+    }
+    Ok(())
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {

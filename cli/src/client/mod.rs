@@ -6,6 +6,6 @@ pub(crate) mod retry;
 pub(crate) mod tls;
 pub(crate) mod url;
 
-pub(crate) use http::{Fault, Http, Reply, Stage};
+pub(crate) use http::{Http, Stage};
 pub(crate) use management::Management;
 pub(crate) use url::BaseUrl;

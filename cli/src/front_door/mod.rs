@@ -7,6 +7,7 @@ mod health;
 mod pass;
 
 use crate::error::{Error, Result};
+use crate::role::asked_to_end;
 use backends::Backends;
 use config::FrontDoorConfig;
 use hanse_runtime::clock::SharedClock;
@@ -15,7 +16,6 @@ use hanse_runtime::supervisor::{Supervisor, TaskKind};
 use std::path::Path;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Connections are cut when the process ends; nothing takes long.
 const PHASE_LIMIT: Duration = Duration::from_secs(1);
@@ -30,12 +30,9 @@ pub(crate) async fn run(path: &Path, clock: SharedClock) -> Result<()> {
     let supervisor = Supervisor::default();
     start(listener, &config, &ca, &supervisor, &clock)?;
     tracing::info!(listen = %config.listen, backends = config.backends.len(), "front door is open");
-    let signals = |kind| signal(kind).map_err(|e| Error::failed(format!("cannot wait for signals: {e}")));
-    let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
     let shutdown = supervisor.shutdown_token();
     tokio::select! {
-        _asked = terminate.recv() => {}
-        _asked = interrupt.recv() => {}
+        asked = asked_to_end() => asked?,
         () = shutdown.cancelled() => {}
     }
     supervisor.shut_down(PHASE_LIMIT).await;

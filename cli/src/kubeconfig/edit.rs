@@ -269,8 +269,7 @@ fn items(lines: &[String], head: usize) -> Option<(usize, Vec<Range<usize>>)> {
     };
     let mut starts: Vec<usize> = Vec::new();
     let mut indent = 0;
-    for at in head + 1..end {
-        let line = &lines[at];
+    for (at, line) in lines.iter().enumerate().take(end).skip(head + 1) {
         if starts.is_empty() {
             if is_filler(line) {
                 continue;

@@ -6,5 +6,5 @@ pub(crate) mod edit;
 pub(crate) mod entries;
 pub(crate) mod store;
 
-pub(crate) use edit::{Changes, Section};
+pub(crate) use edit::Changes;
 pub(crate) use entries::{Access, Names};

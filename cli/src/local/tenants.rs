@@ -3,7 +3,6 @@
 use super::layout::Layout;
 use crate::error::{Error, Result};
 use crate::files;
-use hanse_agent::process::{load_alive, stop_records};
 use hanse_runtime::clock::Clock;
 use hanse_runtime::supervisor::chain;
 use std::io::ErrorKind;
@@ -14,26 +13,10 @@ pub(crate) const GRACE: Duration = Duration::from_secs(10);
 
 /// Ends all processes of tenants in `region`, with `grace` to end by themselves; gives their number.
 pub(crate) async fn stop(layout: &Layout, region: &str, grace: Duration, clock: &dyn Clock) -> Result<usize> {
-    let tenants = hanse_agent::paths::Layout::new(&layout.region(region, "agent")).tenants();
-    let entries = match std::fs::read_dir(&tenants) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(Error::io("list", &tenants, &error)),
-    };
-    let mut runs = Vec::new();
-    for entry in entries {
-        let run = entry.map_err(|e| Error::io("list", &tenants, &e))?.path().join("run");
-        let alive = load_alive(&run).map_err(|e| fault(region, &e))?;
-        runs.push((run, alive));
-    }
-    let count = runs.iter().map(|(_, alive)| alive.len()).sum();
-    let stops = runs
-        .into_iter()
-        .map(|(run, alive)| async move { stop_records(&run, alive, grace, clock).await });
-    futures::future::try_join_all(stops)
+    let data = layout.region(region, "agent");
+    hanse_agent::stop_all(&data, grace, clock)
         .await
-        .map_err(|e| fault(region, &e))?;
-    Ok(count)
+        .map_err(|e| fault(region, &e))
 }
 
 fn fault(region: &str, error: &(dyn std::error::Error + 'static)) -> Error {

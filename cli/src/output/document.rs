@@ -80,11 +80,21 @@ fn flow(value: &Value) -> String {
 
 /// A string as YAML: plain where no reader can take it for anything else, otherwise quoted as in JSON.
 pub(crate) fn scalar(text: &str) -> String {
-    if is_plain(text) {
-        text.to_owned()
-    } else {
-        Value::from(text).to_string()
+    if is_plain(text) { text.to_owned() } else { quoted(text) }
+}
+
+/// JSON leaves some characters bare that YAML does not allow, or takes for line breaks (YAML 1.1).
+fn quoted(text: &str) -> String {
+    let mut out = String::new();
+    for c in Value::from(text).to_string().chars() {
+        match c {
+            '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}' => {
+                out.push_str(&format!("\\u{:04x}", u32::from(c)));
+            }
+            c => out.push(c),
+        }
     }
+    out
 }
 
 fn is_plain(text: &str) -> bool {

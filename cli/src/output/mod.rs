@@ -72,7 +72,8 @@ impl Output {
     /// Tells why the command failed and what to do.
     pub(crate) fn fault(&self, error: &Error) {
         eprintln!("{} {error}", self.err.red("error:"));
-        if let Some(remedy) = error.remedy() {
+        let again = error.kind().retryable().then_some("try again");
+        if let Some(remedy) = error.remedy().or(again) {
             eprintln!("{} {remedy}", self.err.yellow(" hint:"));
         }
     }
