@@ -1,1 +1,38 @@
-//! skeleton
+//! Consensus between Hanse's servers: every group's log, its leader, its snapshots, and [`ReplicatedStore`] on top.
+//!
+//! This is the only crate that names openraft. Group 0 (council) and group 1 (tenants) run over the same servers, engine,
+//! log writer, port and connections; nothing here assumes that there are two.
+//!
+//! - [`node`]: starts it all, forms the cluster, says how it is.
+//! - [`replicated_store`]: `state::Store` on any member; [`propose`] takes writes to the leader, [`read_index`] makes reads
+//!   linearizable.
+//! - [`log_store`], [`state_machine`], [`snapshot`]: what Raft keeps, on the server's one engine.
+//! - [`network`], [`service`], [`tls`]: the two sides of the Raft port.
+//! - [`codec`]: our own versioned records; openraft's serde forms are never stored or sent.
+
+pub mod codec;
+pub mod config;
+pub mod error;
+pub mod group;
+pub mod high_water;
+pub mod log_store;
+pub mod network;
+pub mod node;
+pub mod pending;
+pub mod propose;
+pub mod read_index;
+pub mod replicated_store;
+pub mod service;
+pub mod snapshot;
+pub mod state_machine;
+pub mod timers;
+pub mod tls;
+pub mod types;
+
+pub use config::{NodeConfig, Settings};
+pub use error::ConsensusError;
+pub use group::Leadership;
+pub use node::{MemberStatus, Node, NodeParts};
+pub use replicated_store::ReplicatedStore;
+pub use tls::TlsPem;
+pub use types::{GROUPS, GroupId, Member, NodeId};

@@ -1,0 +1,386 @@
+//! The calling side of the Raft port: connections to other servers, shared by all groups, and Raft's RPCs over them.
+//!
+//! Two connections go to every server: one for what must never wait (heartbeats, votes, reads, forwarded writes), one for
+//! log replication and snapshots. Replication is one long-lived stream per follower and group, answers in request order;
+//! openraft-multi's adapter sends one request per round trip instead, so its connection sharing is done here.
+
+use crate::codec::{self, pb};
+use crate::config::Settings;
+use crate::error::ConsensusError;
+use crate::snapshot::SnapshotData;
+use crate::tls::Tls;
+use crate::types::{GroupId, Member, NodeId, TypeConfig, Vote};
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use hanse_runtime::clock::{SharedClock, timeout};
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::network::{
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RPCTypes,
+    RaftNetworkFactory,
+};
+use openraft::raft::{
+    AppendEntriesRequest, SnapshotResponse, StreamAppendError, StreamAppendResult, TransferLeaderError,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use parking_lot::Mutex;
+use pb::consensus_client::ConsensusClient;
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+/// Largest message between servers: a full append of [`crate::log_store::MAX_READ_BYTES`] and one more entry.
+pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
+/// HTTP/2 window of a stream: at least bandwidth x round trip (1 Gbit/s x 80 ms = 10 MB).
+pub const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
+/// HTTP/2 window of a connection.
+pub const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// Pings on an idle connection, so that a dead path is noticed.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+/// A ping without answer for so long closes the connection.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Waits between tries to reach a server that is down: first, and longest.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Small and urgent.
+    Control,
+    /// Large, may be slow.
+    Bulk,
+}
+
+struct Peer {
+    member: Member,
+    control: Channel,
+    bulk: Channel,
+}
+
+/// Connections to the other servers. Cheap to clone.
+#[derive(Clone)]
+pub struct Peers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    me: NodeId,
+    tls: Tls,
+    clock: SharedClock,
+    settings: Settings,
+    peers: Mutex<HashMap<NodeId, Peer>>,
+}
+
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peers").field("me", &self.inner.me).finish_non_exhaustive()
+    }
+}
+
+/// A client on one connection.
+pub type Client = ConsensusClient<Channel>;
+
+impl Peers {
+    /// No connection yet; they are made when used.
+    pub fn new(me: NodeId, tls: Tls, clock: SharedClock, settings: Settings) -> Self {
+        Self { inner: Arc::new(Inner { me, tls, clock, settings, peers: Mutex::default() }) }
+    }
+
+    /// This server.
+    pub fn me(&self) -> NodeId {
+        self.inner.me
+    }
+
+    /// The clock that deadlines go by.
+    pub fn clock(&self) -> &SharedClock {
+        &self.inner.clock
+    }
+
+    /// The timing of this server.
+    pub fn settings(&self) -> &Settings {
+        &self.inner.settings
+    }
+
+    /// A client to `member`. Does not connect: the first call does, and every call after a loss again.
+    pub fn client(&self, id: NodeId, member: &Member, lane: Lane) -> Result<Client, ConsensusError> {
+        let mut peers = self.inner.peers.lock();
+        let known = peers.get(&id).is_some_and(|peer| peer.member == *member);
+        if !known {
+            let connect = || self.endpoint(member).map(|endpoint| endpoint.connect_lazy());
+            peers.insert(id, Peer { member: member.clone(), control: connect()?, bulk: connect()? });
+        }
+        let channel = peers.get(&id).map(|peer| match lane {
+            Lane::Control => peer.control.clone(),
+            Lane::Bulk => peer.bulk.clone(),
+        });
+        let Some(channel) = channel else { return Err(no_address(member, "was just added")) };
+        let client = ConsensusClient::new(channel);
+        Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    fn endpoint(&self, member: &Member) -> Result<Endpoint, ConsensusError> {
+        let endpoint = Endpoint::from_shared(format!("https://{}", member.address))
+            .map_err(|error| no_address(member, &error.to_string()))?
+            .connect_timeout(self.inner.settings.connect_timeout)
+            .tcp_nodelay(true)
+            .tcp_keepalive(Some(KEEPALIVE_INTERVAL))
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_adaptive_window(false)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        self.inner.tls.secure(endpoint, &member.name)
+    }
+}
+
+fn no_address(member: &Member, fault: &str) -> ConsensusError {
+    let fault = format!("address {:?} of server {} is not usable ({fault}): write host:port", member.address, member.name);
+    ConsensusError::Config { field: "members", fault }
+}
+
+/// Makes Raft's clients for one group.
+#[derive(Clone, Debug)]
+pub struct NetworkFactory {
+    peers: Peers,
+    group: GroupId,
+}
+
+impl NetworkFactory {
+    /// For `group`, over the shared connections.
+    pub fn new(peers: Peers, group: GroupId) -> Self {
+        Self { peers, group }
+    }
+
+    fn network(&self, target: NodeId, member: &Member, lane: Lane) -> PeerNetwork {
+        PeerNetwork { peers: self.peers.clone(), group: self.group, target, member: member.clone(), lane }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
+    type Network = PeerNetwork;
+
+    async fn new_client(&mut self, target: NodeId, node: &Member) -> PeerNetwork {
+        self.network(target, node, Lane::Bulk)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: NodeId, node: &Member) -> PeerNetwork {
+        self.network(target, node, Lane::Control)
+    }
+}
+
+/// Raft's way to one follower of one group.
+#[derive(Clone, Debug)]
+pub struct PeerNetwork {
+    peers: Peers,
+    group: GroupId,
+    target: NodeId,
+    member: Member,
+    lane: Lane,
+}
+
+type Rpc = RPCError<TypeConfig>;
+
+impl PeerNetwork {
+    fn client(&self, lane: Lane) -> Result<Client, Rpc> {
+        self.peers.client(self.target, &self.member, lane).map_err(|error| unreachable(&error))
+    }
+
+    fn timed_out(&self, action: RPCTypes, after: Duration) -> Rpc {
+        RPCError::Timeout(Timeout { action, id: self.peers.me(), target: self.target, timeout: after })
+    }
+
+    /// Runs one call within `limit`. The future owns what it needs: one that borrowed `self` could not cross threads inside
+    /// openraft's boxed futures.
+    fn call<T, F>(&self, action: RPCTypes, limit: Duration, call: F) -> impl Future<Output = Result<T, Rpc>> + Send + use<T, F>
+    where
+        T: Send,
+        F: Future<Output = Result<tonic::Response<T>, Status>> + Send,
+    {
+        let network = self.clone();
+        async move {
+            match timeout(network.peers.clock().as_ref(), limit, call).await {
+                Ok(Ok(reply)) => Ok(reply.into_inner()),
+                Ok(Err(status)) => Err(network.refused(action, limit, &status)),
+                Err(_) => Err(network.timed_out(action, limit)),
+            }
+        }
+    }
+
+    fn refused(&self, action: RPCTypes, limit: Duration, status: &Status) -> Rpc {
+        match status.code() {
+            Code::DeadlineExceeded => self.timed_out(action, limit),
+            _ => unreachable(status),
+        }
+    }
+}
+
+/// Everything but a deadline backs off before the next try: a server that refuses us will not change its mind at once.
+fn unreachable<E: std::error::Error + 'static>(error: &E) -> Rpc {
+    // The chain says why (refused, certificate, reset); openraft keeps only the text.
+    RPCError::Unreachable(Unreachable::from_string(hanse_runtime::supervisor::chain(error)))
+}
+
+impl NetBackoff<TypeConfig> for PeerNetwork {
+    fn backoff(&self) -> Option<Backoff> {
+        let (first, longest) = RECONNECT;
+        Some(Backoff::new(std::iter::successors(Some(first), move |wait| Some((*wait * 2).min(longest)))))
+    }
+}
+
+impl NetVote<TypeConfig> for PeerNetwork {
+    async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Result<VoteResponse<TypeConfig>, Rpc> {
+        let mut client = self.client(Lane::Control)?;
+        let request = codec::vote_request_to_pb(self.group.0, &rpc);
+        let reply = self.call(RPCTypes::Vote, option.soft_ttl(), client.vote(request)).await?;
+        codec::vote_reply_from_pb(reply).map_err(|error| unreachable(&error))
+    }
+
+    async fn pre_vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Result<VoteResponse<TypeConfig>, Rpc> {
+        let mut client = self.client(Lane::Control)?;
+        let request = codec::vote_request_to_pb(self.group.0, &rpc);
+        let reply = self.call(RPCTypes::Vote, option.soft_ttl(), client.pre_vote(request)).await?;
+        codec::vote_reply_from_pb(reply).map_err(|error| unreachable(&error))
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for PeerNetwork {
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, Rpc> {
+        let mut client = self.client(Lane::Control)?;
+        let request = codec::transfer_to_pb(self.group.0, &req);
+        let reply = self.call(RPCTypes::TransferLeader, option.soft_ttl(), client.transfer_leader(request)).await?;
+        if reply.refused.is_empty() {
+            return Ok(Ok(()));
+        }
+        tracing::info!(group = %self.group, target = self.target, reason = reply.refused, "leadership was not taken over");
+        let expected = *req.from_leader();
+        Ok(Err(TransferLeaderError::VoteChanged { expected, actual: expected }))
+    }
+}
+
+impl NetSnapshot<TypeConfig> for PeerNetwork {
+    type SnapshotData = SnapshotData;
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let mut client = self.client(Lane::Bulk)?;
+        let frames = snapshot.snapshot.frames(self.group, &vote, &snapshot.meta);
+        let send = self.call(RPCTypes::InstallSnapshot, option.soft_ttl(), client.snapshot(frames));
+        let reply = tokio::select! {
+            reply = send => reply?,
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+        };
+        let vote = codec::required_vote(reply.vote).map_err(|error| StreamingError::from(unreachable(&error)))?;
+        Ok(SnapshotResponse::new(vote))
+    }
+}
+
+/// When the requests went out that have no answer yet, oldest first.
+#[derive(Clone, Debug, Default)]
+struct Unanswered(Arc<Mutex<VecDeque<Duration>>>);
+
+impl Unanswered {
+    fn sent(&self, at: Duration) {
+        self.0.lock().push_back(at);
+    }
+
+    fn answered(&self) {
+        self.0.lock().pop_front();
+    }
+
+    fn oldest(&self) -> Option<Duration> {
+        self.0.lock().front().copied()
+    }
+}
+
+impl NetStreamAppend<TypeConfig> for PeerNetwork {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, Rpc>>, Rpc>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        let network = self.clone();
+        Box::pin(async move {
+            let mut client = network.client(network.lane)?;
+            let unanswered = Unanswered::default();
+            let (group, clock) = (network.group.0, Arc::clone(network.peers.clock()));
+            let sent = unanswered.clone();
+            let requests = input.map(move |request| {
+                sent.sent(clock.mono());
+                codec::append_to_pb(group, &request)
+            });
+            // A follower answers after its disk has; that may take longer than a heartbeat's share of the time.
+            let limit = option.soft_ttl().max(network.peers.settings().append_timeout);
+            let replies = network.call(RPCTypes::AppendEntries, limit, client.append(requests)).await?;
+            let session = Session { network: network.clone(), replies, unanswered, limit };
+            let results = futures::stream::unfold(Some(session), |session| async move {
+                let mut session = session?;
+                let result = session.next().await?;
+                let go_on = matches!(result, Ok(Ok(_)));
+                Some((result, go_on.then_some(session)))
+            });
+            let results: BoxStream<'s, _> = Box::pin(results);
+            Ok(results)
+        })
+    }
+}
+
+/// One replication stream.
+struct Session {
+    network: PeerNetwork,
+    replies: tonic::Streaming<pb::AppendReply>,
+    unanswered: Unanswered,
+    limit: Duration,
+}
+
+impl Session {
+    /// The next answer; nothing when the stream has ended. A request that stays unanswered for the limit is an error:
+    /// a path that swallows answers must not hold replication up for ever.
+    async fn next(&mut self) -> Option<Result<StreamAppendResult<TypeConfig>, Rpc>> {
+        let clock = self.network.peers.clock();
+        let action = RPCTypes::AppendEntries;
+        loop {
+            tokio::select! {
+                biased;
+                reply = self.replies.next() => {
+                    self.unanswered.answered();
+                    return match reply? {
+                        Ok(reply) => Some(append_result(reply)),
+                        Err(status) => Some(Err(self.network.refused(action, self.limit, &status))),
+                    };
+                }
+                () = clock.sleep(self.limit) => {
+                    let waited = self.unanswered.oldest().map(|sent| clock.mono().saturating_sub(sent));
+                    if waited.is_some_and(|waited| waited >= self.limit) {
+                        return Some(Err(self.network.timed_out(action, self.limit)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn append_result(reply: pb::AppendReply) -> Result<StreamAppendResult<TypeConfig>, Rpc> {
+    use pb::append_reply::Result as R;
+    match reply.result {
+        Some(R::Matched(matched)) => Ok(Ok(matched.log_id.map(codec::log_id_from_pb))),
+        Some(R::Conflict(at)) => Ok(Err(StreamAppendError::Conflict(codec::log_id_from_pb(at)))),
+        Some(R::HigherVote(vote)) => Ok(Err(StreamAppendError::HigherVote(codec::vote_from_pb(vote)))),
+        None => Err(RPCError::Unreachable(Unreachable::from_string("an append reply without a result"))),
+    }
+}

@@ -1,0 +1,480 @@
+//! A server's consensus: all Raft groups over one engine, one log writer, one port.
+
+use crate::codec::pb;
+use crate::config::NodeConfig;
+use crate::error::ConsensusError;
+use crate::group::{Group, GroupRaft, Leadership};
+use crate::timers;
+use crate::log_store::LogStore;
+use crate::network::{Lane, NetworkFactory, Peers};
+use crate::pending::Pending;
+use crate::read_index::MAX_WAITING_READS;
+use crate::replicated_store::ReplicatedStore;
+use crate::service::{Server, Service};
+use crate::snapshot::Spool;
+use crate::state_machine::StateMachine;
+use crate::tls::Tls;
+use crate::types::{GROUPS, GroupId, Member, NodeId, group_name};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use hanse_api::resources::GroupProgress;
+use hanse_runtime::clock::{SharedClock, timeout};
+use hanse_runtime::rng::SharedRng;
+use hanse_runtime::shutdown::Phase;
+use hanse_runtime::supervisor::{Supervisor, TaskKind};
+use hanse_state::engine::LogWriter;
+use hanse_state::machine::Machine;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{InitializeError, RaftError};
+use openraft::storage::RaftLogStorage;
+use openraft::{ChangeMembers, ServerState};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+
+/// Between two looks at something that is awaited.
+const POLL: Duration = Duration::from_millis(20);
+/// For handing leadership over before a stop.
+const HANDOVER: Duration = Duration::from_secs(3);
+
+/// What a node runs on.
+pub struct NodeParts {
+    /// The one log writer, on the server's one engine.
+    pub writer: LogWriter,
+    /// Runs its tasks.
+    pub supervisor: Supervisor,
+    /// Its clock.
+    pub clock: SharedClock,
+    /// Its source of random numbers.
+    pub rng: SharedRng,
+    /// A listener that is already bound; otherwise `NodeConfig::listen` is.
+    pub listener: Option<TcpListener>,
+}
+
+impl fmt::Debug for NodeParts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeParts").field("writer", &self.writer).finish_non_exhaustive()
+    }
+}
+
+/// How a server is doing, asked over the Raft port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// `host:port` of its Raft port.
+    pub address: String,
+    /// Whether it answered.
+    pub online: bool,
+    /// Version of its program.
+    pub version: String,
+    /// Its part in each group; empty when it did not answer.
+    pub groups: Vec<GroupProgress>,
+}
+
+/// A running node. Cheap to clone.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: NodeConfig,
+    groups: Arc<BTreeMap<GroupId, Arc<Group>>>,
+    stores: BTreeMap<GroupId, Arc<ReplicatedStore>>,
+    peers: Peers,
+    clock: SharedClock,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("id", &self.inner.config.id).field("name", &self.inner.config.name).finish_non_exhaustive()
+    }
+}
+
+fn raft_fault<E: fmt::Display>(group: GroupId, what: &'static str) -> impl FnOnce(E) -> ConsensusError {
+    move |error| ConsensusError::Raft { group, what, fault: error.to_string() }
+}
+
+impl Node {
+    /// Opens the groups, starts Raft and listens for the other servers. [`Node::initialize`] comes next.
+    pub async fn start(config: NodeConfig, parts: NodeParts) -> Result<Self, ConsensusError> {
+        config.check()?;
+        std::fs::create_dir_all(&config.data_dir).map_err(|source| ConsensusError::File {
+            what: "create the directory",
+            path: config.data_dir.display().to_string(),
+            source,
+        })?;
+        let tls = Tls::new(&config.tls, &config.name)?;
+        let listener = match parts.listener {
+            Some(listener) => listener,
+            None => TcpListener::bind(&config.listen)
+                .await
+                .map_err(|source| ConsensusError::Listen { address: config.listen.clone(), source })?,
+        };
+        let peers = Peers::new(config.id, tls.clone(), Arc::clone(&parts.clock), config.settings.clone());
+        let starting = Starting { config: &config, peers: &peers, writer: &parts.writer, rng: &parts.rng, supervisor: &parts.supervisor };
+        let mut groups = BTreeMap::new();
+        let mut logs = BTreeMap::new();
+        for id in GROUPS {
+            let log = LogStore::open(id, parts.writer.clone(), Some(&config.data_dir))?;
+            logs.insert(id, log);
+        }
+        starting.refuse_lost_data(&mut logs).await?;
+        for (id, log) in logs {
+            groups.insert(id, starting.group(id, log).await?);
+        }
+        let groups = Arc::new(groups);
+        let service = Service::new(config.id, config.name.clone(), config.version.clone(), Arc::clone(&groups));
+        let server = Server {
+            listener,
+            tls: tls.server(),
+            clock: Arc::clone(&parts.clock),
+            supervisor: parts.supervisor.clone(),
+            stop: parts.supervisor.shutdown_token().phase(Phase::Flush),
+        };
+        // The port stays open until leadership was handed over: its phase is that of apply, not that of listeners.
+        parts.supervisor.spawn(TaskKind::Apply, "raft port", server.run(service));
+        let engine = parts.writer.engine();
+        let store = |group: &Arc<Group>| ReplicatedStore::new(Arc::clone(group), Arc::clone(engine), Arc::clone(&parts.rng));
+        let stores = groups.iter().map(|(id, group)| (*id, store(group))).collect();
+        Ok(Self { inner: Arc::new(Inner { config, groups, stores, peers, clock: parts.clock }) })
+    }
+
+    /// This server's id.
+    pub fn id(&self) -> NodeId {
+        self.inner.config.id
+    }
+
+    /// The replicated store of a group; none for a group that this version does not have.
+    pub fn store(&self, group: GroupId) -> Option<Arc<ReplicatedStore>> {
+        self.inner.stores.get(&group).cloned()
+    }
+
+    /// The store of group 0.
+    pub fn council(&self) -> Arc<ReplicatedStore> {
+        self.known(GroupId::COUNCIL)
+    }
+
+    /// The store of group 1.
+    pub fn tenants(&self) -> Arc<ReplicatedStore> {
+        self.known(GroupId::TENANTS)
+    }
+
+    fn known(&self, group: GroupId) -> Arc<ReplicatedStore> {
+        // `start` makes every group of `GROUPS`, and these are its members.
+        #[expect(clippy::expect_used, reason = "every group of GROUPS has a store")]
+        self.store(group).expect("a group of GROUPS")
+    }
+
+    /// Follows who leads a group.
+    pub fn leadership(&self, group: GroupId) -> Option<watch::Receiver<Leadership>> {
+        self.inner.groups.get(&group).map(|group| group.leadership.subscribe())
+    }
+
+    /// Forms the cluster of the configured members, or joins the one they have formed. Every server calls it at every start; it
+    /// changes nothing in a cluster that exists. Completes when this server is part of every group.
+    ///
+    /// A server without data starts a cluster only when most members are up and none has data: one that lost its data while
+    /// the others are down must not begin anew.
+    pub async fn initialize(&self, limit: Duration) -> Result<(), ConsensusError> {
+        let deadline = self.inner.clock.mono() + limit;
+        for (id, group) in self.inner.groups.iter() {
+            while !group.raft.is_initialized().await.map_err(raft_fault(*id, "say whether it is initialized"))? {
+                if self.may_form(*id).await {
+                    self.form(group).await?;
+                } else if self.inner.clock.mono() >= deadline {
+                    let what = "becoming part of the cluster (are most of the other servers up?)";
+                    return Err(ConsensusError::Timeout { group: *id, what, seconds: limit.as_secs() });
+                } else {
+                    self.inner.clock.sleep(POLL * 5).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether most members are up, and none has data of this group.
+    async fn may_form(&self, group: GroupId) -> bool {
+        let members = &self.inner.config.members;
+        let mut up = 1;
+        for (_, reply) in ask_all(&self.inner.peers, members).await {
+            let Some(reply) = reply else { continue };
+            match reply.groups.iter().find(|status| status.group == group.0) {
+                Some(status) if status.initialized => return false,
+                Some(_) => up += 1,
+                None => {}
+            }
+        }
+        up > members.len() / 2
+    }
+
+    async fn form(&self, group: &Group) -> Result<(), ConsensusError> {
+        match group.raft.initialize(self.inner.config.members.clone()).await {
+            // The others may have been faster: then this server has their first entry already.
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(raft_fault(group.id, "form the cluster")(error)),
+        }
+    }
+
+    /// Waits until every group has a leader that this server hears of.
+    pub async fn wait_for_leaders(&self, limit: Duration) -> Result<(), ConsensusError> {
+        let deadline = self.inner.clock.mono() + limit;
+        for (id, group) in self.inner.groups.iter() {
+            while !group.has_leader() {
+                if self.inner.clock.mono() >= deadline {
+                    let what = "the election of a leader";
+                    return Err(ConsensusError::Timeout { group: *id, what, seconds: limit.as_secs() });
+                }
+                self.inner.clock.sleep(POLL).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// How all servers are doing. Those that do not answer within the configured time are marked as offline.
+    pub async fn cluster_status(&self) -> Vec<MemberStatus> {
+        let members = self.members();
+        let mut answers: BTreeMap<NodeId, Option<pb::StatusReply>> = ask_all(&self.inner.peers, &members).await.into_iter().collect();
+        let here = pb::StatusReply {
+            id: self.id(),
+            name: self.inner.config.name.clone(),
+            version: self.inner.config.version.clone(),
+            groups: self.inner.groups.values().map(|group| group.status_message()).collect(),
+        };
+        answers.insert(self.id(), Some(here));
+        member_statuses(&members, &answers)
+    }
+
+    /// The members of the council as this server knows them, which are those of every group.
+    pub fn members(&self) -> BTreeMap<NodeId, Member> {
+        let found: BTreeMap<NodeId, Member> = self.inner.groups.get(&GroupId::COUNCIL).map_or_else(BTreeMap::new, |group| {
+            let metrics = group.raft.metrics();
+            let seen = metrics.borrow_watched();
+            seen.membership_config.nodes().map(|(id, member)| (*id, member.clone())).collect()
+        });
+        if found.is_empty() { self.inner.config.members.clone() } else { found }
+    }
+
+    /// Adds a server, which must be running with an id that was never used: it gets the data first, then a vote. Call it at
+    /// the leader of every group (see [`Node::leadership`]); elsewhere it fails and changes nothing.
+    pub async fn add_member(&self, group: GroupId, id: NodeId, member: Member) -> Result<(), ConsensusError> {
+        let raft = self.raft(group)?;
+        raft.add_learner(id, member, true).await.map_err(raft_fault(group, "add a server as a learner"))?;
+        let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
+        raft.change_membership(change, false).await.map_err(raft_fault(group, "give a server a vote"))?;
+        Ok(())
+    }
+
+    /// Removes a server for good: its id is never used again. Call it at the leader of every group.
+    pub async fn remove_member(&self, group: GroupId, id: NodeId) -> Result<(), ConsensusError> {
+        let raft = self.raft(group)?;
+        let change = ChangeMembers::RemoveVoters(BTreeSet::from([id]));
+        raft.change_membership(change, false).await.map_err(raft_fault(group, "remove a server"))?;
+        Ok(())
+    }
+
+    fn raft(&self, group: GroupId) -> Result<&GroupRaft, ConsensusError> {
+        let found = self.inner.groups.get(&group).map(|group| &group.raft);
+        found.ok_or_else(|| raft_fault(group, "be found")("this version has no such group"))
+    }
+
+    /// Hands the leadership of a group over to `to`. Nothing happens if this server does not lead it.
+    pub async fn transfer_leadership(&self, group: GroupId, to: NodeId) -> Result<(), ConsensusError> {
+        self.raft(group)?.trigger().transfer_leader(to).await.map_err(raft_fault(group, "hand leadership over"))
+    }
+
+    /// Hands leadership over where this server has it, then stops Raft.
+    pub async fn shutdown(&self) -> Result<(), ConsensusError> {
+        for group in self.inner.groups.values() {
+            self.hand_over(group).await;
+        }
+        for (id, group) in self.inner.groups.iter() {
+            group.raft.shutdown().await.map_err(raft_fault(*id, "stop"))?;
+        }
+        Ok(())
+    }
+
+    async fn hand_over(&self, group: &Group) {
+        let Some(to) = best_follower(group) else { return };
+        if let Err(error) = group.raft.trigger().transfer_leader(to).await {
+            tracing::warn!(group = %group.id, %error, "leadership could not be handed over");
+            return;
+        }
+        let mut leadership = group.leadership.subscribe();
+        let gone = leadership.wait_for(|now| !now.here && now.leader.is_some());
+        if timeout(self.inner.clock.as_ref(), HANDOVER, gone).await.is_err() {
+            tracing::warn!(group = %group.id, to, "nobody took leadership over in time; the others will elect a leader");
+        }
+    }
+}
+
+/// The voter with the most entries, if this server leads.
+fn best_follower(group: &Group) -> Option<NodeId> {
+    let metrics = group.raft.metrics();
+    let seen = metrics.borrow_watched();
+    if seen.state != ServerState::Leader {
+        return None;
+    }
+    let voters: BTreeSet<NodeId> = seen.membership_config.voter_ids().filter(|id| *id != group.me).collect();
+    let matched = seen.replication.iter().flatten().filter(|(id, _)| voters.contains(id));
+    matched.max_by_key(|(_, matched)| matched.as_ref().map(|id| id.index)).map(|(id, _)| *id)
+}
+
+/// Asks all `members` but this server how they are, at once.
+async fn ask_all(peers: &Peers, members: &BTreeMap<NodeId, Member>) -> Vec<(NodeId, Option<pb::StatusReply>)> {
+    let asks: FuturesUnordered<_> = members
+        .iter()
+        .filter(|(id, _)| **id != peers.me())
+        .map(|(id, member)| async move {
+            let Ok(mut client) = peers.client(*id, member, Lane::Control) else { return (*id, None) };
+            let ask = client.status(pb::StatusRequest {});
+            let reply = timeout(peers.clock().as_ref(), peers.settings().status_timeout, ask).await;
+            let reply = reply.ok().and_then(|reply| reply.inspect_err(|status| tracing::debug!(id, %status, "no status")).ok());
+            (*id, reply.map(tonic::Response::into_inner).filter(|reply| reply.id == *id))
+        })
+        .collect();
+    asks.collect().await
+}
+
+/// Puts the answers side by side; lag is counted from the leader's last applied entry. Pure.
+fn member_statuses(members: &BTreeMap<NodeId, Member>, answers: &BTreeMap<NodeId, Option<pb::StatusReply>>) -> Vec<MemberStatus> {
+    let statuses = || answers.values().flatten().flat_map(|reply| &reply.groups);
+    let leader_applied = |group: u32| {
+        let leaders = statuses().filter(|status| status.group == group && status.role == "Leader");
+        leaders.max_by_key(|status| status.term).map(|status| status.applied_index)
+    };
+    let name = |id: u64| members.get(&id).map_or_else(|| id.to_string(), |member| member.name.clone());
+    let progress = |status: &pb::GroupStatus| GroupProgress {
+        group: status.group,
+        role: status.role.clone(),
+        term: status.term,
+        leader: if status.has_leader { name(status.leader) } else { String::new() },
+        applied_index: status.applied_index,
+        revision: status.revision,
+        lag: leader_applied(status.group).map(|applied| applied.saturating_sub(status.applied_index)),
+    };
+    let status = |(id, member): (&NodeId, &Member)| {
+        let answer = answers.get(id).and_then(Option::as_ref);
+        MemberStatus {
+            id: *id,
+            name: member.name.clone(),
+            address: member.address.clone(),
+            online: answer.is_some(),
+            version: answer.map(|reply| reply.version.clone()).unwrap_or_default(),
+            groups: answer.map(|reply| reply.groups.iter().map(progress).collect()).unwrap_or_default(),
+        }
+    };
+    members.iter().map(status).collect()
+}
+
+/// What a start works with.
+struct Starting<'a> {
+    config: &'a NodeConfig,
+    peers: &'a Peers,
+    writer: &'a LogWriter,
+    rng: &'a SharedRng,
+    supervisor: &'a Supervisor,
+}
+
+impl Starting<'_> {
+    /// A server without data whose id the running leader has seen data of must not come back under that id: it would
+    /// count as holding entries that it lost, and might vote twice in one term.
+    async fn refuse_lost_data(&self, logs: &mut BTreeMap<GroupId, LogStore>) -> Result<(), ConsensusError> {
+        let mut empty = Vec::new();
+        for (id, log) in logs {
+            let state = log.get_log_state().await.map_err(raft_fault(*id, "read its log"))?;
+            if state.last_log_id.is_none() {
+                empty.push(*id);
+            }
+        }
+        if empty.is_empty() {
+            return Ok(());
+        }
+        let me = self.config.id;
+        for (_, reply) in ask_all(self.peers, &self.config.members).await {
+            let groups = reply.into_iter().flat_map(|reply| reply.groups);
+            for status in groups.filter(|status| status.matched.contains_key(&me)) {
+                let group = GroupId(status.group);
+                if empty.contains(&group) {
+                    return Err(ConsensusError::DataGone { group, id: me });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn group(&self, id: GroupId, log: LogStore) -> Result<Arc<Group>, ConsensusError> {
+        let engine = Arc::clone(self.writer.engine());
+        let pending = Pending::new(self.rng.as_ref());
+        let spool = Spool::new(&self.config.data_dir, id);
+        let machine = Arc::new(Machine::open(id, Arc::clone(&engine))?);
+        let state_machine = StateMachine::open(id, Arc::clone(&machine), engine, Arc::clone(&pending), spool.clone())?;
+        let config = Arc::new(self.config.settings.raft(format!("hanse-{}", group_name(id)))?);
+        let network = NetworkFactory::new(self.peers.clone(), id);
+        let raft = GroupRaft::new(self.config.id, config, network, log, state_machine).await;
+        let raft = raft.map_err(raft_fault(id, "start"))?;
+        let (reads, queue) = mpsc::channel(MAX_WAITING_READS);
+        let group = Arc::new(Group {
+            id,
+            me: self.config.id,
+            raft,
+            machine,
+            pending,
+            spool,
+            receiving: tokio::sync::Mutex::new(()),
+            peers: self.peers.clone(),
+            leadership: watch::Sender::new(Leadership::default()),
+            reads,
+            contact: AtomicU64::new(0),
+        });
+        let (name, stop) = (group_name(id), self.supervisor.shutdown_token().phase(Phase::Consensus));
+        let follower = Arc::clone(&group);
+        let task = async move { follower.follow_leadership().await };
+        self.supervisor.spawn(TaskKind::Apply, format!("raft {name}"), task);
+        let task = Arc::clone(&group).run_reads(queue, stop.clone());
+        self.supervisor.spawn(TaskKind::Consensus, format!("reads of {name}"), task);
+        let task = timers::expire_leases(Arc::clone(&group), stop.clone());
+        self.supervisor.spawn(TaskKind::Consensus, format!("leases of {name}"), task);
+        let task = timers::keep_house(Arc::clone(&group), stop);
+        self.supervisor.spawn(TaskKind::Consensus, format!("upkeep of {name}"), task);
+        Ok(group)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lag_is_counted_from_the_newest_leader() {
+        let member = |n: u64| (n, Member { name: format!("s{n}"), address: format!("127.0.0.{n}:1") });
+        let members: BTreeMap<_, _> = (1..=3).map(member).collect();
+        let reply = |id: u64, role: &str, term: u64, applied_index: u64| {
+            let status = pb::GroupStatus {
+                group: 0,
+                role: role.to_owned(),
+                term,
+                leader: 2,
+                has_leader: true,
+                applied_index,
+                ..pb::GroupStatus::default()
+            };
+            (id, Some(pb::StatusReply { id, groups: vec![status], ..pb::StatusReply::default() }))
+        };
+        // Server 1 was the leader of term 4 and does not know better yet.
+        let answers = BTreeMap::from([reply(1, "Leader", 4, 90), reply(2, "Leader", 5, 100), (3, None)]);
+        let statuses = member_statuses(&members, &answers);
+        assert_eq!(statuses[0].groups[0].lag, Some(10));
+        assert_eq!(statuses[1].groups[0].lag, Some(0));
+        assert_eq!(statuses[1].groups[0].leader, "s2");
+        assert!(!statuses[2].online && statuses[2].groups.is_empty());
+        assert_eq!(statuses[2].name, "s3");
+    }
+}

@@ -1,0 +1,124 @@
+//! Linearizable reads on any member: ask the leader how far the log is committed, wait until that is applied here, read here.
+//!
+//! One question per member and group is under way at a time; all reads that came before it was sent share its answer, and
+//! those that came later share the next one.
+
+use crate::codec::pb;
+use crate::group::{Group, Leadership};
+use crate::network::Lane;
+use hanse_runtime::clock::timeout;
+use hanse_state::StoreError;
+use openraft::ReadPolicy;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// Reads that may wait for an answer; a further one is refused.
+pub const MAX_WAITING_READS: usize = 16_384;
+
+/// Waits for the index up to which to apply before reading.
+pub type ReadWaiter = oneshot::Sender<Result<u64, StoreError>>;
+
+impl Group {
+    /// Waits until a read of this member's state sees everything that was acknowledged before the call.
+    pub async fn linearize(&self) -> Result<(), StoreError> {
+        let (sender, answer) = oneshot::channel();
+        self.reads.try_send(sender).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => StoreError::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => StoreError::Stopped,
+        })?;
+        let index = answer.await.map_err(|_| StoreError::Stopped)??;
+        self.wait_applied(index).await
+    }
+
+    /// Waits until the entry at `index` is applied here.
+    async fn wait_applied(&self, index: u64) -> Result<(), StoreError> {
+        let mut progress = self.pending.progress();
+        if progress.borrow().next > index {
+            return Ok(());
+        }
+        let applied = progress.wait_for(|now| now.next > index);
+        match timeout(self.clock().as_ref(), self.settings().request_timeout, applied).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(StoreError::Stopped),
+            Err(_) => Err(StoreError::Timeout),
+        }
+    }
+
+    /// Answers the reads that wait, round after round, until `stop`.
+    pub(crate) async fn run_reads(
+        self: Arc<Self>,
+        mut queue: mpsc::Receiver<ReadWaiter>,
+        stop: CancellationToken,
+    ) -> Result<(), hanse_runtime::BoxError> {
+        loop {
+            let first = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                first = queue.recv() => first,
+            };
+            let Some(first) = first else { return Ok(()) };
+            let mut waiting = vec![first];
+            while waiting.len() < MAX_WAITING_READS {
+                match queue.try_recv() {
+                    Ok(next) => waiting.push(next),
+                    Err(_) => break,
+                }
+            }
+            let answer = tokio::select! {
+                biased;
+                answer = self.round() => answer,
+                () = stop.cancelled() => Err(StoreError::Stopped),
+            };
+            for waiter in waiting {
+                // A reader that gave up needs no answer.
+                waiter.send(answer.clone()).ok();
+            }
+        }
+    }
+
+    /// Asks until a leader answers or time is up.
+    async fn round(&self) -> Result<u64, StoreError> {
+        let deadline = self.clock().mono() + self.settings().request_timeout;
+        let mut leadership = self.leadership.subscribe();
+        loop {
+            let leader = leadership.borrow_and_update().clone();
+            let left = deadline.saturating_sub(self.clock().mono());
+            // Asking twice does no harm, so a silent leader is not waited for longer than an election takes.
+            let limit = left.min(self.settings().election_max * 2);
+            match timeout(self.clock().as_ref(), limit, self.ask(&leader)).await {
+                Ok(Some(index)) => return Ok(index),
+                Ok(None) | Err(_) => {}
+            }
+            if !self.pause(&mut leadership, deadline).await {
+                return Err(if leader.leader.is_some() { StoreError::Timeout } else { StoreError::NoLeader });
+            }
+        }
+    }
+
+    async fn ask(&self, leader: &Leadership) -> Option<u64> {
+        if leader.here {
+            return self.read_index_here().await;
+        }
+        let mut client = self.peers.client(leader.leader?, leader.member.as_ref()?, Lane::Control).ok()?;
+        let reply = client.read_index(pb::ReadIndexRequest { group: self.id.0 }).await.ok()?.into_inner();
+        reply.leader.then_some(reply.index)
+    }
+
+    /// The read index, if this server leads with a quorum behind it.
+    pub(crate) async fn read_index_here(&self) -> Option<u64> {
+        match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => Some(linearizer.read_log_id().index()),
+            Err(error) => {
+                tracing::debug!(group = %self.id, %error, "no read index");
+                None
+            }
+        }
+    }
+
+    /// The longest that a member asks at this server.
+    pub(crate) fn read_limit(&self) -> Duration {
+        self.settings().request_timeout
+    }
+}

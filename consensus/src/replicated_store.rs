@@ -1,0 +1,189 @@
+//! `state::Store` of one group, on any of its members.
+//!
+//! Writes go through the log, wherever the leader is. Reads are of this member's applied state, after asking the leader how far
+//! that must be; serializable reads and watches do not ask.
+
+use crate::group::Group;
+use async_trait::async_trait;
+use hanse_runtime::rng::SharedRng;
+use hanse_state::engine::SharedEngine;
+use hanse_state::machine::{Machine, check_range, check_txn, is_read_only};
+use hanse_state::pb::command::command::Op;
+use hanse_state::pb::command::outcome::Answer;
+use hanse_state::pb::{self, Outcome, command};
+use hanse_state::store::SpaceHash;
+use hanse_state::watch::Watch;
+use hanse_state::{Access, KeySpace, Store, StoreError, StoreStatus, WatchRequest};
+use prost::Message;
+use std::fmt;
+use std::sync::Arc;
+
+/// A group's store on this member.
+pub struct ReplicatedStore {
+    group: Arc<Group>,
+    engine: SharedEngine,
+    rng: SharedRng,
+}
+
+impl fmt::Debug for ReplicatedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplicatedStore").field("group", &self.group.id).finish_non_exhaustive()
+    }
+}
+
+/// The log applied a command, but answered something that does not belong to it: members run different programs.
+fn mismatch() -> StoreError {
+    StoreError::Corrupt("a command was answered with the answer to another one".to_owned())
+}
+
+fn revision_of(answer: &Answer) -> Result<i64, StoreError> {
+    match answer {
+        Answer::Revision(revision) => Ok(*revision),
+        _ => Err(mismatch()),
+    }
+}
+
+impl ReplicatedStore {
+    pub(crate) fn new(group: Arc<Group>, engine: SharedEngine, rng: SharedRng) -> Arc<Self> {
+        Arc::new(Self { group, engine, rng })
+    }
+
+    fn machine(&self) -> &Machine {
+        &self.group.machine
+    }
+
+    fn check(&self, space: &KeySpace) -> Result<(), StoreError> {
+        space.check()?;
+        let asked = space.group();
+        if asked == self.group.id { Ok(()) } else { Err(StoreError::WrongGroup { asked, here: self.group.id }) }
+    }
+
+    /// Puts a command through the log.
+    async fn change(&self, space: &KeySpace, epoch: Option<u64>, op: Op) -> Result<Answer, StoreError> {
+        self.check(space)?;
+        // The leader stamps the time.
+        let command = Machine::command(0, space, epoch, op).encode_to_vec();
+        let Outcome { answer } = self.group.propose(command.into()).await?;
+        match answer {
+            Some(Answer::Refusal(refusal)) => Err(StoreError::from_refusal(refusal)),
+            Some(answer) => Ok(answer),
+            None => Err(mismatch()),
+        }
+    }
+
+    async fn change_as(&self, access: &Access, op: Op) -> Result<Answer, StoreError> {
+        self.change(&access.space, access.epoch, op).await
+    }
+
+    /// An id for a lease; positive, because etcd's clients read 0 as none.
+    fn lease_id(&self) -> i64 {
+        let mut bytes = [0; 8];
+        self.rng.fill(&mut bytes);
+        (i64::from_le_bytes(bytes) & i64::MAX).max(1)
+    }
+}
+
+#[async_trait]
+impl Store for ReplicatedStore {
+    async fn range(&self, access: &Access, req: pb::RangeRequest) -> Result<pb::RangeResponse, StoreError> {
+        self.check(&access.space)?;
+        check_range(&req)?;
+        if !req.serializable {
+            self.group.linearize().await?;
+        }
+        self.machine().range(access, req).await
+    }
+
+    async fn txn(&self, access: &Access, req: pb::TxnRequest) -> Result<pb::TxnResponse, StoreError> {
+        self.check(&access.space)?;
+        check_txn(&req)?;
+        if is_read_only(&req) {
+            self.group.linearize().await?;
+            return self.machine().read_txn(access, &req);
+        }
+        match self.change_as(access, Op::Txn(req)).await? {
+            Answer::Txn(response) => Ok(response),
+            _ => Err(mismatch()),
+        }
+    }
+
+    async fn compact(&self, access: &Access, revision: i64) -> Result<i64, StoreError> {
+        revision_of(&self.change_as(access, Op::Compact(command::Compact { revision })).await?)
+    }
+
+    async fn lease_grant(
+        &self,
+        access: &Access,
+        id: i64,
+        ttl_seconds: i64,
+    ) -> Result<pb::LeaseGrantResponse, StoreError> {
+        let id = if id == 0 { self.lease_id() } else { id };
+        match self.change_as(access, Op::LeaseGrant(command::LeaseGrant { id, ttl_seconds })).await? {
+            Answer::LeaseGrant(response) => Ok(response),
+            _ => Err(mismatch()),
+        }
+    }
+
+    async fn lease_revoke(&self, access: &Access, id: i64) -> Result<i64, StoreError> {
+        revision_of(&self.change_as(access, Op::LeaseRevoke(command::LeaseRevoke { id })).await?)
+    }
+
+    async fn lease_keep_alive(&self, access: &Access, id: i64) -> Result<pb::LeaseKeepAliveResponse, StoreError> {
+        match self.change_as(access, Op::LeaseKeepAlive(command::LeaseKeepAlive { id })).await? {
+            Answer::LeaseKeepAlive(response) => Ok(response),
+            _ => Err(mismatch()),
+        }
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        access: &Access,
+        id: i64,
+        keys: bool,
+    ) -> Result<pb::LeaseTimeToLiveResponse, StoreError> {
+        self.check(&access.space)?;
+        self.group.linearize().await?;
+        let now = self.group.clock().wall().as_millis();
+        self.machine().lease_time_to_live(access, id, keys, now)
+    }
+
+    async fn leases(&self, access: &Access) -> Result<Vec<i64>, StoreError> {
+        self.check(&access.space)?;
+        self.group.linearize().await?;
+        self.machine().leases(access)
+    }
+
+    async fn watch(&self, access: &Access, req: WatchRequest) -> Result<Watch, StoreError> {
+        self.check(&access.space)?;
+        self.machine().watch(access, req)
+    }
+
+    async fn set_fence(&self, tenant: &str, epoch: u64) -> Result<(), StoreError> {
+        let space = KeySpace::Tenant(tenant.to_owned());
+        self.change(&space, None, Op::SetFence(command::SetFence { epoch })).await.map(|_| ())
+    }
+
+    async fn drop_space(&self, tenant: &str) -> Result<(), StoreError> {
+        let space = KeySpace::Tenant(tenant.to_owned());
+        self.change(&space, None, Op::DropSpace(command::DropSpace {})).await.map(|_| ())
+    }
+
+    async fn hash(&self, access: &Access) -> Result<SpaceHash, StoreError> {
+        self.check(&access.space)?;
+        let (group, access) = (Arc::clone(&self.group), access.clone());
+        let work = move || group.machine.hash(&access);
+        tokio::task::spawn_blocking(work).await.unwrap_or(Err(StoreError::Stopped))
+    }
+
+    fn revision(&self) -> i64 {
+        self.machine().revision()
+    }
+
+    fn has_leader(&self) -> bool {
+        self.group.has_leader()
+    }
+
+    fn status(&self) -> StoreStatus {
+        self.group.status(self.engine.size())
+    }
+}

@@ -1,0 +1,276 @@
+//! The answering side of the Raft port.
+
+use crate::codec::{self, pb};
+use crate::error::{CodecError, ConsensusError};
+use crate::group::Group;
+use crate::network::{CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_MESSAGE_BYTES, STREAM_WINDOW};
+use crate::snapshot::{Incoming, SnapshotData, Spooled, read_head};
+use crate::tls;
+use crate::types::{GroupId, SnapshotMeta, Vote};
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryFutureExt};
+use hanse_runtime::BoxError;
+use hanse_runtime::clock::{SharedClock, timeout};
+use hanse_runtime::supervisor::{Supervisor, TaskKind, chain};
+use openraft::Snapshot;
+use openraft::raft::StreamAppendError;
+use pb::consensus_server::{Consensus, ConsensusServer};
+use rustls::ServerConfig;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Calls under way on one connection: forwarded writes are one call each.
+const MAX_CALLS: u32 = 16_384;
+/// Handshakes under way.
+const MAX_HANDSHAKES: usize = 128;
+/// For a handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Wait after the system refused a connection (too many open files).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What every group of this server answers.
+#[derive(Clone)]
+pub struct Service {
+    id: u64,
+    name: String,
+    version: String,
+    groups: Arc<BTreeMap<GroupId, Arc<Group>>>,
+}
+
+/// Before any answer: bad records are the caller's fault, a stopping server is not.
+impl From<CodecError> for Status {
+    fn from(error: CodecError) -> Self {
+        Self::invalid_argument(chain(&error))
+    }
+}
+
+fn stopped<E: std::fmt::Display>(error: E) -> Status {
+    Status::unavailable(format!("Raft does not run here: {error}"))
+}
+
+fn append_reply(result: Result<Option<crate::types::LogId>, StreamAppendError<crate::types::TypeConfig>>) -> pb::AppendReply {
+    use pb::append_reply::{Matched, Result as R};
+    let result = match result {
+        Ok(matched) => R::Matched(Matched { log_id: matched.as_ref().map(codec::log_id_to_pb) }),
+        Err(StreamAppendError::Conflict(at)) => R::Conflict(codec::log_id_to_pb(&at)),
+        Err(StreamAppendError::HigherVote(vote)) => R::HigherVote(codec::vote_to_pb(&vote)),
+    };
+    pb::AppendReply { result: Some(result) }
+}
+
+type Replies = BoxStream<'static, Result<pb::AppendReply, Status>>;
+
+impl Service {
+    /// For `groups`.
+    pub fn new(id: u64, name: String, version: String, groups: Arc<BTreeMap<GroupId, Arc<Group>>>) -> Self {
+        Self { id, name, version, groups }
+    }
+
+    fn group(&self, id: u32) -> Result<Arc<Group>, Status> {
+        let group = self.groups.get(&GroupId(id));
+        group.cloned().ok_or_else(|| Status::not_found(format!("Raft group {id} is not on this server")))
+    }
+
+    /// Answers to a replication stream. The group is in its first request.
+    async fn append_replies(self, mut requests: Streaming<pb::AppendRequest>) -> Result<Replies, Status> {
+        let Some(first) = requests.next().await else { return Ok(futures::stream::empty().boxed()) };
+        let first = first?;
+        let group = self.group(first.group)?;
+        let number = first.group;
+        let follower = Arc::clone(&group);
+        let requests = futures::stream::once(async { Ok(first) }).chain(requests);
+        // A stream that breaks, changes its group or is not readable simply ends; the leader makes a new one.
+        let requests = requests.take_while(move |request| {
+            let fine = request.as_ref().is_ok_and(|request| request.group == number);
+            futures::future::ready(fine)
+        });
+        let requests = requests.filter_map(move |request| {
+            follower.note_contact();
+            let request = request.map_err(|status| status.to_string());
+            let request = request.and_then(|r| codec::append_from_pb(r).map_err(|error| chain(&error)));
+            let request = request.inspect_err(|fault| tracing::error!(fault, "an append request is not readable")).ok();
+            futures::future::ready(request)
+        });
+        let results = group.raft.stream_append(requests);
+        Ok(results.map(|result| result.map(append_reply).map_err(stopped)).boxed())
+    }
+
+    async fn receive_snapshot(&self, mut frames: Streaming<pb::SnapshotFrame>) -> Result<pb::SnapshotReply, Status> {
+        use pb::snapshot_frame::Frame;
+        let Some(Frame::Head(head)) = frames.message().await?.and_then(|frame| frame.frame) else {
+            return Err(Status::invalid_argument("a snapshot must begin with its head"));
+        };
+        let group = self.group(head.group)?;
+        let (vote, meta) = read_head(head)?;
+        let _one_at_a_time = group.receiving.lock().await;
+        tracing::info!(group = %group.id, last = ?meta.last_log_id, "a snapshot arrives");
+        let mut incoming = group.spool.receive().map_err(internal)?;
+        loop {
+            group.note_contact();
+            match frames.message().await?.and_then(|frame| frame.frame) {
+                Some(Frame::Chunk(chunk)) => incoming.add(&chunk).map_err(internal)?,
+                Some(Frame::Tail(tail)) => return install(&group, vote, meta, incoming, tail).await,
+                Some(Frame::Head(_)) | None => {
+                    return Err(Status::data_loss("a snapshot ended before its tail; send it again"));
+                }
+            }
+        }
+    }
+}
+
+fn internal(error: ConsensusError) -> Status {
+    Status::internal(chain(&error))
+}
+
+async fn install(
+    group: &Group,
+    vote: Vote,
+    meta: SnapshotMeta,
+    incoming: Incoming,
+    tail: pb::SnapshotTail,
+) -> Result<pb::SnapshotReply, Status> {
+    let finish = move || incoming.finish(&tail);
+    let spooled: Spooled = tokio::task::spawn_blocking(finish).await.map_err(stopped)?.map_err(internal)?;
+    let snapshot = Snapshot { meta, snapshot: SnapshotData::Spooled(spooled) };
+    let reply = group.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
+    Ok(pb::SnapshotReply { vote: Some(codec::vote_to_pb(&reply.vote)) })
+}
+
+#[tonic::async_trait]
+impl Consensus for Service {
+    type AppendStream = Replies;
+
+    async fn append(&self, request: Request<Streaming<pb::AppendRequest>>) -> Result<Response<Replies>, Status> {
+        // The first request may come late (nothing to replicate yet), the answer's head must not.
+        let replies = self.clone().append_replies(request.into_inner()).try_flatten_stream();
+        Ok(Response::new(replies.boxed()))
+    }
+
+    async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?;
+        let reply = group.raft.vote(codec::vote_request_from_pb(request)?).await.map_err(stopped)?;
+        Ok(Response::new(codec::vote_reply_to_pb(&reply)))
+    }
+
+    async fn pre_vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?;
+        let reply = group.raft.pre_vote(codec::vote_request_from_pb(request)?).await.map_err(stopped)?;
+        Ok(Response::new(codec::vote_reply_to_pb(&reply)))
+    }
+
+    async fn snapshot(&self, request: Request<Streaming<pb::SnapshotFrame>>) -> Result<Response<pb::SnapshotReply>, Status> {
+        Ok(Response::new(self.receive_snapshot(request.into_inner()).await?))
+    }
+
+    async fn transfer_leader(&self, request: Request<pb::TransferRequest>) -> Result<Response<pb::TransferReply>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?;
+        let answer = group.raft.handle_transfer_leader(codec::transfer_from_pb(request)?).await.map_err(stopped)?;
+        let refused = answer.err().map(|error| error.to_string()).unwrap_or_default();
+        Ok(Response::new(pb::TransferReply { refused }))
+    }
+
+    async fn propose(&self, request: Request<pb::ProposeRequest>) -> Result<Response<pb::ProposeReply>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?;
+        Ok(Response::new(group.propose_for(request).await))
+    }
+
+    async fn read_index(&self, request: Request<pb::ReadIndexRequest>) -> Result<Response<pb::ReadIndexReply>, Status> {
+        let group = self.group(request.into_inner().group)?;
+        let index = timeout(group.clock().as_ref(), group.read_limit(), group.read_index_here()).await.ok().flatten();
+        Ok(Response::new(pb::ReadIndexReply { leader: index.is_some(), index: index.unwrap_or(0) }))
+    }
+
+    async fn status(&self, _request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusReply>, Status> {
+        Ok(Response::new(pb::StatusReply {
+            id: self.id,
+            name: self.name.clone(),
+            version: self.version.clone(),
+            groups: self.groups.values().map(|group| group.status_message()).collect(),
+        }))
+    }
+}
+
+/// Where the service runs.
+pub struct Server {
+    /// Takes connections.
+    pub listener: TcpListener,
+    /// Its side of TLS.
+    pub tls: Arc<ServerConfig>,
+    /// For deadlines.
+    pub clock: SharedClock,
+    /// Runs the handshakes.
+    pub supervisor: Supervisor,
+    /// Ends it.
+    pub stop: CancellationToken,
+}
+
+impl Server {
+    /// Serves until stopped. Connections that are still open then are cut.
+    pub async fn run(self, service: Service) -> Result<(), BoxError> {
+        let (sender, connections) = mpsc::channel(MAX_HANDSHAKES);
+        let stop = self.stop.clone();
+        let service = ConsensusServer::new(service)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let serve = tonic::transport::Server::builder()
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(MAX_CALLS)
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .add_service(service)
+            .serve_with_incoming(ReceiverStream::new(connections));
+        tokio::select! {
+            served = serve => served.map_err(Into::into),
+            () = self.accept(sender) => Ok(()),
+            () = stop.cancelled() => Ok(()),
+        }
+    }
+
+    async fn accept(&self, connections: mpsc::Sender<Result<TlsStream<TcpStream>, std::io::Error>>) {
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.tls));
+        let room = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+        loop {
+            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection of another server could not be accepted");
+                    self.clock.sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let (acceptor, clock, connections) = (acceptor.clone(), Arc::clone(&self.clock), connections.clone());
+            self.supervisor.spawn(TaskKind::Request, "raft handshake", async move {
+                stream.set_nodelay(true)?;
+                let stream = timeout(clock.as_ref(), HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
+                check_peer(&stream)?;
+                drop(permit);
+                // The service has ended: nobody waits for this connection any more.
+                connections.send(Ok(stream)).await.ok();
+                Ok(())
+            });
+        }
+    }
+}
+
+/// TLS has checked who signed the certificate; here we check that it is a server's.
+fn check_peer(stream: &TlsStream<TcpStream>) -> Result<(), BoxError> {
+    let certs = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    match certs.first().and_then(tls::server_name) {
+        Some(_) => Ok(()),
+        None => Err("a client without a server's certificate wanted to use the Raft port".into()),
+    }
+}
