@@ -207,10 +207,8 @@ impl ApiProxy {
 fn build(head: &RequestHead, principal: &Principal, target: &ApiTarget) -> Result<Request<Body>, Box<Status>> {
     let path = head.path_and_query.as_str();
     if !path.starts_with('/') {
-        return Err(Status::new(
-            Reason::BadRequest,
-            "the path of the request does not start with /",
-        ));
+        let text = "the path of the request does not start with /";
+        return Err(Box::new(Status::new(Reason::BadRequest, text)));
     }
     let mut request = Request::new(empty_body());
     *request.method_mut() = head.method.clone();

@@ -140,7 +140,11 @@ pub fn adopt(record: Record) -> Result<Option<Process>, ProcessError> {
     if !record.is_alive()? {
         return Ok(None);
     }
-    let pidfd = AsyncFd::register_with_interest(pidfd, Interest::READABLE).map_err(ProcessError::Table)?;
+    #[expect(
+        deprecated,
+        reason = "the replacement is `unsafe`; an `OwnedFd` keeps the promise that it asks for"
+    )]
+    let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE).map_err(ProcessError::Table)?;
     Ok(Some(Process {
         record,
         watch: Watch::Adopted(pidfd),
