@@ -21,12 +21,16 @@ pub type Body = UnsyncBoxBody<Bytes, TunnelError>;
 
 /// A body without bytes.
 pub fn empty_body() -> Body {
-    http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync()
+    http_body_util::Empty::new()
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 /// A body of known bytes.
 pub fn full_body(bytes: impl Into<Bytes>) -> Body {
-    http_body_util::Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+    http_body_util::Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -92,7 +96,9 @@ struct Refusal(Arc<Mutex<Option<TunnelError>>>);
 pub fn refuse(error: TunnelError) -> http::Response<Body> {
     let mut response = http::Response::new(empty_body());
     *response.status_mut() = http::StatusCode::BAD_GATEWAY;
-    response.extensions_mut().insert(Refusal(Arc::new(Mutex::new(Some(error)))));
+    response
+        .extensions_mut()
+        .insert(Refusal(Arc::new(Mutex::new(Some(error)))));
     response
 }
 
@@ -180,7 +186,10 @@ mod tests {
     #[test]
     fn a_refusal_is_taken_once() {
         let mut response = refuse(TunnelError::Draining { peer: "eu".into() });
-        assert!(matches!(take_refusal(&mut response), Some(TunnelError::Draining { .. })));
+        assert!(matches!(
+            take_refusal(&mut response),
+            Some(TunnelError::Draining { .. })
+        ));
         assert!(take_refusal(&mut response).is_none());
     }
 }

@@ -139,7 +139,11 @@ impl Signer {
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, credentials.key.secret_der())
             .map_err(|error| bad(error.to_string()))?;
         let chain = credentials.chain.iter().map(|cert| cert.to_vec()).collect();
-        Ok(Self { key, random: SystemRandom::new(), chain })
+        Ok(Self {
+            key,
+            random: SystemRandom::new(),
+            chain,
+        })
     }
 
     /// Signs `claims`. `not_after` is the caller's to set; an agent refuses one that lies more than [`LIFE_MAX`] ahead.
@@ -149,10 +153,17 @@ impl Signer {
             .key
             .sign(&self.random, &signed_bytes(&claims))
             .map_err(|error| TunnelError::credentials("signing an identity assertion")(error.to_string()))?;
-        let assertion =
-            WireAssertion { claims, signature: signature.as_ref().to_vec(), chain: self.chain.clone() }.encode_to_vec();
+        let assertion = WireAssertion {
+            claims,
+            signature: signature.as_ref().to_vec(),
+            chain: self.chain.clone(),
+        }
+        .encode_to_vec();
         if assertion.len() > LEN_MAX {
-            return Err(TunnelError::TooLarge { what: "the identity assertion", limit: LEN_MAX });
+            return Err(TunnelError::TooLarge {
+                what: "the identity assertion",
+                limit: LEN_MAX,
+            });
         }
         Ok(assertion)
     }
@@ -164,7 +175,10 @@ fn encode(claims: &Claims) -> Vec<u8> {
         Target::Tenant { id } => id.clone(),
     };
     let principal = &claims.principal;
-    let extra = principal.extra.iter().map(|(key, values)| WireExtra { key: key.clone(), values: values.clone() });
+    let extra = principal.extra.iter().map(|(key, values)| WireExtra {
+        key: key.clone(),
+        values: values.clone(),
+    });
     WireClaims {
         user: principal.user.clone(),
         uid: principal.uid.clone(),
@@ -182,9 +196,18 @@ fn decode(bytes: &[u8]) -> Result<Claims, TunnelError> {
     let wire = WireClaims::decode(bytes).map_err(|error| fault(format!("its claims cannot be read: {error}")))?;
     let extra: BTreeMap<_, _> = wire.extra.into_iter().map(|extra| (extra.key, extra.values)).collect();
     Ok(Claims {
-        principal: Principal { user: wire.user, uid: wire.uid, groups: wire.groups, extra },
+        principal: Principal {
+            user: wire.user,
+            uid: wire.uid,
+            groups: wire.groups,
+            extra,
+        },
         cluster: wire.cluster,
-        target: if wire.tenant.is_empty() { Target::Cluster } else { Target::Tenant { id: wire.tenant } },
+        target: if wire.tenant.is_empty() {
+            Target::Cluster
+        } else {
+            Target::Tenant { id: wire.tenant }
+        },
         request_id: wire.request_id,
         not_after: Timestamp::from_millis(wire.not_after_millis),
     })
@@ -212,7 +235,10 @@ impl fmt::Debug for Verifier {
 impl Verifier {
     /// A verifier that trusts servers of the authority `ca`.
     pub fn new(ca: &CertificateDer<'_>) -> Result<Self, TunnelError> {
-        Ok(Self { chains: Chains::new(ca)?, remembered: Mutex::default() })
+        Ok(Self {
+            chains: Chains::new(ca)?,
+            remembered: Mutex::default(),
+        })
     }
 
     /// Checks `assertion` against what is known of the request, at time `now`.
@@ -221,7 +247,10 @@ impl Verifier {
             return Err(fault("there is none"));
         }
         if assertion.len() > LEN_MAX {
-            return Err(TunnelError::TooLarge { what: "the identity assertion", limit: LEN_MAX });
+            return Err(TunnelError::TooLarge {
+                what: "the identity assertion",
+                limit: LEN_MAX,
+            });
         }
         let wire = WireAssertion::decode(assertion).map_err(|error| fault(format!("it cannot be read: {error}")))?;
         if wire.chain.is_empty() || wire.chain.len() > CHAIN_MAX {
@@ -248,7 +277,12 @@ impl Verifier {
         let certs: Vec<CertificateDer<'_>> = chain.iter().map(|cert| CertificateDer::from(cert.as_slice())).collect();
         let since_epoch = Duration::from_millis(u64::try_from(now.as_millis()).unwrap_or(0));
         self.chains
-            .check(&certs[0], &certs[1..], UnixTime::since_unix_epoch(since_epoch), KeyUsage::server_auth())
+            .check(
+                &certs[0],
+                &certs[1..],
+                UnixTime::since_unix_epoch(since_epoch),
+                KeyUsage::server_auth(),
+            )
             .map_err(|error| fault(format!("its certificate is not good: {error}")))?;
         let Identity::Server(server) = Identity::of(&certs[0])? else {
             return Err(fault("its certificate is not a server's"));
@@ -258,7 +292,11 @@ impl Verifier {
         if remembered.len() >= REMEMBERED {
             remembered.pop_front();
         }
-        remembered.push_back(Remembered { cert: chain[0].clone(), server: server.clone(), checked: now });
+        remembered.push_back(Remembered {
+            cert: chain[0].clone(),
+            server: server.clone(),
+            checked: now,
+        });
         Ok(server)
     }
 
@@ -275,7 +313,10 @@ fn check(claims: &Claims, expected: Expected<'_>, now: Timestamp) -> Result<(), 
         return Err(fault("it names no user"));
     }
     if claims.cluster != expected.cluster {
-        return Err(fault(format!("it is for cluster {:?}, not for {:?}", claims.cluster, expected.cluster)));
+        return Err(fault(format!(
+            "it is for cluster {:?}, not for {:?}",
+            claims.cluster, expected.cluster
+        )));
     }
     if claims.target != *expected.target {
         return Err(fault("it is for another target than the request"));
@@ -284,7 +325,9 @@ fn check(claims: &Claims, expected: Expected<'_>, now: Timestamp) -> Result<(), 
         return Err(fault("it is for another request"));
     }
     if now > claims.not_after.plus(LEEWAY) {
-        return Err(fault("it has expired; check the clocks of agent and server if this happens often"));
+        return Err(fault(
+            "it has expired; check the clocks of agent and server if this happens often",
+        ));
     }
     if claims.not_after > now.plus(LIFE_MAX).plus(LEEWAY) {
         return Err(fault("it would live too long; check the clocks of agent and server"));
@@ -315,7 +358,11 @@ mod tests {
     }
 
     fn expected<'a>(claims: &'a Claims) -> Expected<'a> {
-        Expected { cluster: "eu", target: &claims.target, request_id: "r1" }
+        Expected {
+            cluster: "eu",
+            target: &claims.target,
+            request_id: "r1",
+        }
     }
 
     fn setup() -> (TestPki, Signer, Verifier) {
@@ -333,7 +380,13 @@ mod tests {
         for seconds in [0, 1, 34] {
             let now = NOW.plus(Duration::from_secs(seconds));
             let got = verifier.verify(&bytes, expected(&claims), now).unwrap();
-            assert_eq!(got, Verified { claims: claims.clone(), server: "s1".into() });
+            assert_eq!(
+                got,
+                Verified {
+                    claims: claims.clone(),
+                    server: "s1".into()
+                }
+            );
         }
     }
 
@@ -347,8 +400,14 @@ mod tests {
             signer.sign(&claims).unwrap()
         };
         let cases: [(&str, Vec<u8>); 7] = [
-            ("expired", with(&|c| c.not_after = Timestamp::from_millis(NOW.as_millis() - 5001))),
-            ("live too long", with(&|c| c.not_after = NOW.plus(Duration::from_secs(66)))),
+            (
+                "expired",
+                with(&|c| c.not_after = Timestamp::from_millis(NOW.as_millis() - 5001)),
+            ),
+            (
+                "live too long",
+                with(&|c| c.not_after = NOW.plus(Duration::from_secs(66))),
+            ),
             ("not for \"eu\"", with(&|c| c.cluster = "us".into())),
             ("another target", with(&|c| c.target = Target::Cluster)),
             ("another request", with(&|c| c.request_id = "r2".into())),
@@ -376,8 +435,16 @@ mod tests {
             }
         }
         let mut swapped = WireAssertion::decode(good.as_slice()).unwrap();
-        swapped.claims = encode(&Claims { principal: Principal { user: "root".into(), ..Default::default() }, ..claims.clone() });
-        let error = verifier.verify(&swapped.encode_to_vec(), expected(&claims), NOW).unwrap_err();
+        swapped.claims = encode(&Claims {
+            principal: Principal {
+                user: "root".into(),
+                ..Default::default()
+            },
+            ..claims.clone()
+        });
+        let error = verifier
+            .verify(&swapped.encode_to_vec(), expected(&claims), NOW)
+            .unwrap_err();
         assert!(error.to_string().contains("signature"), "{error}");
     }
 
@@ -387,7 +454,9 @@ mod tests {
         let claims = claims();
         assert!(Signer::new(&pki.agent("eu").unwrap()).is_err());
         let stranger = Signer::new(&TestPki::new(NOW).unwrap().server("s1").unwrap()).unwrap();
-        let error = verifier.verify(&stranger.sign(&claims).unwrap(), expected(&claims), NOW).unwrap_err();
+        let error = verifier
+            .verify(&stranger.sign(&claims).unwrap(), expected(&claims), NOW)
+            .unwrap_err();
         assert!(error.to_string().contains("certificate is not good"), "{error}");
         let agent = pki.agent("eu").unwrap();
         let forger = Signer {
@@ -395,10 +464,21 @@ mod tests {
             random: SystemRandom::new(),
             chain: agent.chain.iter().map(|cert| cert.to_vec()).collect(),
         };
-        assert!(verifier.verify(&forger.sign(&claims).unwrap(), expected(&claims), NOW).is_err());
+        assert!(
+            verifier
+                .verify(&forger.sign(&claims).unwrap(), expected(&claims), NOW)
+                .is_err()
+        );
         let late = NOW.plus(Duration::from_secs(40 * 86_400));
         let signer = Signer::new(&pki.server("s1").unwrap()).unwrap();
-        let fresh = Claims { not_after: late.plus(Duration::from_secs(10)), ..claims.clone() };
-        assert!(verifier.verify(&signer.sign(&fresh).unwrap(), expected(&claims), late).is_err());
+        let fresh = Claims {
+            not_after: late.plus(Duration::from_secs(10)),
+            ..claims.clone()
+        };
+        assert!(
+            verifier
+                .verify(&signer.sign(&fresh).unwrap(), expected(&claims), late)
+                .is_err()
+        );
     }
 }

@@ -57,28 +57,45 @@ impl Code {
     pub fn number(self) -> u32 {
         match self {
             Self::Other(number) => number,
-            known => Self::TABLE.iter().find(|(_, code)| *code == known).map_or(0, |(number, _)| *number),
+            known => Self::TABLE
+                .iter()
+                .find(|(_, code)| *code == known)
+                .map_or(0, |(number, _)| *number),
         }
     }
 
     /// The meaning of a number.
     pub fn from_number(number: u64) -> Self {
         let number = u32::try_from(number).unwrap_or(u32::MAX);
-        Self::TABLE.iter().find(|(known, _)| *known == number).map_or(Self::Other(number), |(_, code)| *code)
+        Self::TABLE
+            .iter()
+            .find(|(known, _)| *known == number)
+            .map_or(Self::Other(number), |(_, code)| *code)
     }
 
     /// What a stream's end with this code means to the end that sees it.
     pub(crate) fn stream_error(self, peer: &str) -> TunnelError {
         let peer = peer.to_owned();
         match self {
-            Self::NotDialed => TunnelError::NotDialed { peer, fault: "its upstream cannot be reached".into() },
-            Self::PolicyDenied => TunnelError::PolicyDenied { peer, fault: "no reason given".into() },
+            Self::NotDialed => TunnelError::NotDialed {
+                peer,
+                fault: "its upstream cannot be reached".into(),
+            },
+            Self::PolicyDenied => TunnelError::PolicyDenied {
+                peer,
+                fault: "no reason given".into(),
+            },
             Self::Draining => TunnelError::Draining { peer },
             Self::Busy => TunnelError::Busy { peer },
-            Self::Deadline => TunnelError::Deadline { what: format!("{peer}'s upstream") },
+            Self::Deadline => TunnelError::Deadline {
+                what: format!("{peer}'s upstream"),
+            },
             Self::None | Self::Cancelled => TunnelError::Cancelled { peer },
             Self::Malformed => TunnelError::malformed("message", format!("{peer} could not read it")),
-            Self::TooLarge => TunnelError::TooLarge { what: "the message", limit: crate::frame::HEAD_MAX },
+            Self::TooLarge => TunnelError::TooLarge {
+                what: "the message",
+                limit: crate::frame::HEAD_MAX,
+            },
             Self::Superseded => TunnelError::Superseded { peer },
             Self::UpstreamReset | Self::Silent | Self::Revoked | Self::Other(_) => TunnelError::UpstreamReset { peer },
         }

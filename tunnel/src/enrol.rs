@@ -31,7 +31,9 @@ pub struct EnrolmentToken {
 
 impl fmt::Debug for EnrolmentToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EnrolmentToken").field("ca_pin", &self.ca_pin).finish_non_exhaustive()
+        f.debug_struct("EnrolmentToken")
+            .field("ca_pin", &self.ca_pin)
+            .finish_non_exhaustive()
     }
 }
 
@@ -40,13 +42,17 @@ impl EnrolmentToken {
     pub fn parse(text: &str) -> Result<Self, TunnelError> {
         let fault = |fault| TunnelError::Token { fault };
         let parts: Vec<&str> = text.trim().split('.').collect();
-        let &[form, id, secret, pin] = parts.as_slice() else { return Err(fault("it must have four parts")) };
+        let &[form, id, secret, pin] = parts.as_slice() else {
+            return Err(fault("it must have four parts"));
+        };
         if form != TOKEN_FORM {
             return Err(fault("it does not begin with het1"));
         }
         let plain = |part: &str| {
             (1..=PART_MAX).contains(&part.len())
-                && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+                && part
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
         };
         if !plain(id) || !plain(secret) {
             return Err(fault("its id or secret is empty, too long or has bad characters"));
@@ -54,7 +60,10 @@ impl EnrolmentToken {
         if pin.len() != 64 || !pin.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
             return Err(fault("its checksum is not 64 lower-case hex digits"));
         }
-        Ok(Self { text: text.trim().to_owned(), ca_pin: pin.to_owned() })
+        Ok(Self {
+            text: text.trim().to_owned(),
+            ca_pin: pin.to_owned(),
+        })
     }
 
     /// Puts a token together.
@@ -94,19 +103,27 @@ pub async fn enrol(
 ) -> Result<Enrolled, TunnelError> {
     let csr_pem = pki::csr_for_key("agent", key_pem)
         .map_err(|error| TunnelError::credentials("making a certificate request")(error.to_string()))?;
-    let conn = timeout(&**clock, settings.handshake, quic::connect_to_enrol(address, token.ca_pin(), settings))
-        .await
-        .map_err(|_elapsed| TunnelError::Connect {
-            server: address.to_owned(),
-            fault: "no answer; check the address and that UDP is not blocked on the way".into(),
-        })??;
+    let conn = timeout(
+        &**clock,
+        settings.handshake,
+        quic::connect_to_enrol(address, token.ca_pin(), settings),
+    )
+    .await
+    .map_err(|_elapsed| TunnelError::Connect {
+        server: address.to_owned(),
+        fault: "no answer; check the address and that UDP is not blocked on the way".into(),
+    })??;
     let answer = timeout(&**clock, settings.handshake, ask(&conn, token, csr_pem)).await;
     conn.close(Code::None, "enrolment is over");
     let answer = answer.map_err(TunnelError::deadline("the server's answer to the enrolment"))??;
     if !answer.refusal.is_empty() {
         return Err(TunnelError::EnrolmentRefused { fault: answer.refusal });
     }
-    let enrolled = Enrolled { cert_pem: answer.cert_pem, ca_pem: answer.ca_pem, cluster: answer.cluster };
+    let enrolled = Enrolled {
+        cert_pem: answer.cert_pem,
+        ca_pem: answer.ca_pem,
+        cluster: answer.cluster,
+    };
     check(&enrolled, token, key_pem)?;
     Ok(enrolled)
 }
@@ -115,7 +132,14 @@ async fn ask(conn: &Conn, token: &EnrolmentToken, csr_pem: String) -> Result<Enr
     let (send, recv) = conn.open(0).await?;
     let mut writer = FrameWriter::new(send, conn.peer());
     let mut reader = FrameReader::new(recv, Grammar::Enrol, conn.peer(), Code::Cancelled);
-    wire::put(Kind::EnrolRequest, &EnrolRequest { token: token.text().to_owned(), csr_pem }, writer.buffer())?;
+    wire::put(
+        Kind::EnrolRequest,
+        &EnrolRequest {
+            token: token.text().to_owned(),
+            csr_pem,
+        },
+        writer.buffer(),
+    )?;
     writer.finish().await?;
     let (_, bytes) = reader.message(&[Kind::EnrolAnswer]).await?;
     wire::read(Kind::EnrolAnswer, bytes)
@@ -129,7 +153,9 @@ fn check(enrolled: &Enrolled, token: &EnrolmentToken, key_pem: &str) -> Result<(
         return Err(fault("the server answered with another authority than the token names"));
     }
     if credentials.identity()? != Identity::Agent(enrolled.cluster.clone()) {
-        return Err(fault("the issued certificate names another cluster than the server says"));
+        return Err(fault(
+            "the issued certificate names another cluster than the server says",
+        ));
     }
     if !credentials.key_fits() {
         return Err(fault("the issued certificate is for another key"));
@@ -152,10 +178,22 @@ pub(crate) async fn serve(
         Err(error) => Err(error.to_string()),
     };
     let answer = match outcome {
-        Ok(Enrolled { cert_pem, ca_pem, cluster }) => EnrolAnswer { cert_pem, ca_pem, cluster, ..Default::default() },
+        Ok(Enrolled {
+            cert_pem,
+            ca_pem,
+            cluster,
+        }) => EnrolAnswer {
+            cert_pem,
+            ca_pem,
+            cluster,
+            ..Default::default()
+        },
         Err(refusal) => {
             tracing::warn!(peer, refusal, "an enrolment was refused");
-            EnrolAnswer { refusal, ..Default::default() }
+            EnrolAnswer {
+                refusal,
+                ..Default::default()
+            }
         }
     };
     wire::put(Kind::EnrolAnswer, &answer, writer.buffer())?;
@@ -173,7 +211,10 @@ mod tests {
     fn tokens() {
         let pin = "0123456789abcdef".repeat(4);
         let token = EnrolmentToken::compose("id-1", "s_e", &pin).unwrap();
-        assert_eq!((token.id(), token.secret(), token.ca_pin()), ("id-1", "s_e", pin.as_str()));
+        assert_eq!(
+            (token.id(), token.secret(), token.ca_pin()),
+            ("id-1", "s_e", pin.as_str())
+        );
         assert!(!format!("{token:?}").contains("s_e"));
         let long = "a".repeat(129);
         let upper = pin.to_uppercase();

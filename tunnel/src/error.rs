@@ -234,7 +234,10 @@ impl TunnelError {
             Self::Malformed { .. } => (13, "the tunnel to the store broke its protocol"),
             Self::Cancelled { .. } | Self::Body(_) => (1, "the call was cancelled"),
             _ if self.certainly_not_delivered() => (UNAVAILABLE, "there is no connection available"),
-            _ => (UNAVAILABLE, "etcdserver: request timed out, possibly due to connection lost"),
+            _ => (
+                UNAVAILABLE,
+                "etcdserver: request timed out, possibly due to connection lost",
+            ),
         }
     }
 
@@ -268,11 +271,17 @@ impl TunnelError {
     }
 
     pub(crate) fn lost(peer: &str, fault: impl ToString) -> Self {
-        Self::Lost { peer: peer.to_owned(), fault: fault.to_string() }
+        Self::Lost {
+            peer: peer.to_owned(),
+            fault: fault.to_string(),
+        }
     }
 
     pub(crate) fn malformed(what: &'static str, fault: impl ToString) -> Self {
-        Self::Malformed { what, fault: fault.to_string() }
+        Self::Malformed {
+            what,
+            fault: fault.to_string(),
+        }
     }
 
     pub(crate) fn credentials(what: &'static str) -> impl Fn(String) -> Self {
@@ -291,7 +300,10 @@ mod tests {
             TunnelError::NotConnected { peer: peer() },
             TunnelError::Draining { peer: peer() },
             TunnelError::Busy { peer: peer() },
-            TunnelError::NotDialed { peer: peer(), fault: String::new() },
+            TunnelError::NotDialed {
+                peer: peer(),
+                fault: String::new(),
+            },
         ];
         for error in undelivered {
             assert!(error.certainly_not_delivered() && error.retryable(), "{error}");

@@ -132,7 +132,10 @@ impl Grammar {
                 kind,
                 Kind::RequestHead | Kind::ResponseHead | Kind::StoreHead | Kind::Data | Kind::Trailers
             ),
-            Self::Control => matches!(kind, Kind::Hello | Kind::Welcome | Kind::Intent | Kind::Drain | Kind::Ping),
+            Self::Control => matches!(
+                kind,
+                Kind::Hello | Kind::Welcome | Kind::Intent | Kind::Drain | Kind::Ping
+            ),
             Self::Report => matches!(kind, Kind::Report | Kind::Ack),
             Self::Enrol => matches!(kind, Kind::EnrolRequest | Kind::EnrolAnswer),
         }
@@ -171,7 +174,9 @@ impl Decoder {
             self.data_left -= bytes.len();
             return Ok(Some(Item::Data(bytes)));
         }
-        let Some((kind, len)) = self.header(buffer)? else { return Ok(None) };
+        let Some((kind, len)) = self.header(buffer)? else {
+            return Ok(None);
+        };
         if kind == Kind::Data {
             buffer.advance(HEADER_LEN);
             self.data_left = len;
@@ -185,16 +190,24 @@ impl Decoder {
     }
 
     fn header(&self, buffer: &BytesMut) -> Result<Option<(Kind, usize)>, TunnelError> {
-        let Some((&[kind, a, b, c, d], _)) = buffer.split_first_chunk::<HEADER_LEN>() else { return Ok(None) };
+        let Some((&[kind, a, b, c, d], _)) = buffer.split_first_chunk::<HEADER_LEN>() else {
+            return Ok(None);
+        };
         let Some(known) = Kind::from_number(kind) else {
             return Err(TunnelError::malformed("frame", format!("unknown kind {kind}")));
         };
         if !self.grammar.allows(known) {
-            return Err(TunnelError::malformed("frame", format!("no {} may come here", known.name())));
+            return Err(TunnelError::malformed(
+                "frame",
+                format!("no {} may come here", known.name()),
+            ));
         }
         let len = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
         if len > known.limit() {
-            return Err(TunnelError::TooLarge { what: known.name(), limit: known.limit() });
+            return Err(TunnelError::TooLarge {
+                what: known.name(),
+                limit: known.limit(),
+            });
         }
         if known == Kind::Data && len == 0 {
             return Err(TunnelError::malformed("frame", "an empty body frame"));
@@ -211,9 +224,15 @@ impl Decoder {
 /// Appends the header of a frame. `len` must be within the kind's limit.
 pub fn put_header(kind: Kind, len: usize, out: &mut BytesMut) -> Result<(), TunnelError> {
     if len > kind.limit() {
-        return Err(TunnelError::TooLarge { what: kind.name(), limit: kind.limit() });
+        return Err(TunnelError::TooLarge {
+            what: kind.name(),
+            limit: kind.limit(),
+        });
     }
-    let len = u32::try_from(len).map_err(|_too_long| TunnelError::TooLarge { what: kind.name(), limit: kind.limit() })?;
+    let len = u32::try_from(len).map_err(|_too_long| TunnelError::TooLarge {
+        what: kind.name(),
+        limit: kind.limit(),
+    })?;
     out.put_u8(kind as u8);
     out.put_u32(len);
     Ok(())
@@ -246,12 +265,19 @@ mod tests {
             (&[99, 0, 0, 0, 0], Grammar::Exchange, "unknown kind 99"),
             (&[0, 0, 0, 0, 0], Grammar::Exchange, "unknown kind 0"),
             (&[4, 0, 1, 0, 1], Grammar::Exchange, "body frame is larger than 65536"),
-            (&[1, 0, 16, 0, 1], Grammar::Exchange, "request head is larger than 1048576"),
+            (
+                &[1, 0, 16, 0, 1],
+                Grammar::Exchange,
+                "request head is larger than 1048576",
+            ),
             (&[4, 0, 0, 0, 0], Grammar::Exchange, "an empty body frame"),
             (&[8, 0, 0, 0, 0], Grammar::Enrol, "no intent may come here"),
         ];
         for (bytes, grammar, want) in cases {
-            let fault = Decoder::new(grammar).next(&mut BytesMut::from(bytes)).unwrap_err().to_string();
+            let fault = Decoder::new(grammar)
+                .next(&mut BytesMut::from(bytes))
+                .unwrap_err()
+                .to_string();
             assert!(fault.contains(want), "{fault}");
         }
     }

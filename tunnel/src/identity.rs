@@ -39,7 +39,9 @@ impl Identity {
 
     /// Reads a URI.
     pub fn parse(uri: &str) -> Result<Self, TunnelError> {
-        let fault = |why: &str| TunnelError::Identity { fault: format!("{uri:?} {why}") };
+        let fault = |why: &str| TunnelError::Identity {
+            fault: format!("{uri:?} {why}"),
+        };
         let rest = uri.strip_prefix(SCHEME).ok_or_else(|| fault("is no hanse:// URI"))?;
         let (role, name) = rest.split_once('/').ok_or_else(|| fault("has no name"))?;
         check_subdomain(name).map_err(|why| fault(&why))?;
@@ -52,13 +54,18 @@ impl Identity {
 
     /// The identity in a certificate. The chain must have been checked before.
     pub fn of(cert: &CertificateDer<'_>) -> Result<Self, TunnelError> {
-        let parsed = EndEntityCert::try_from(cert)
-            .map_err(|error| TunnelError::Identity { fault: format!("the certificate cannot be read: {error}") })?;
+        let parsed = EndEntityCert::try_from(cert).map_err(|error| TunnelError::Identity {
+            fault: format!("the certificate cannot be read: {error}"),
+        })?;
         let mut ours = parsed.valid_uri_names().filter(|uri| uri.starts_with(SCHEME));
         match (ours.next(), ours.next()) {
             (Some(uri), None) => Self::parse(uri),
-            (None, _) => Err(TunnelError::Identity { fault: "no hanse:// name is in it".into() }),
-            (Some(_), Some(_)) => Err(TunnelError::Identity { fault: "more than one hanse:// name is in it".into() }),
+            (None, _) => Err(TunnelError::Identity {
+                fault: "no hanse:// name is in it".into(),
+            }),
+            (Some(_), Some(_)) => Err(TunnelError::Identity {
+                fault: "more than one hanse:// name is in it".into(),
+            }),
         }
     }
 }
@@ -117,7 +124,9 @@ pub fn admit(
     cert: Option<&CertificateDer<'_>>,
 ) -> Result<(Protocol, Option<String>), TunnelError> {
     let fault = |fault: &str| TunnelError::Identity { fault: fault.into() };
-    let protocol = alpn.and_then(Protocol::from_alpn).ok_or_else(|| fault("no protocol of ours was agreed on"))?;
+    let protocol = alpn
+        .and_then(Protocol::from_alpn)
+        .ok_or_else(|| fault("no protocol of ours was agreed on"))?;
     match (protocol, cert) {
         (Protocol::Enrol, None) => Ok((protocol, None)),
         (Protocol::Enrol, Some(_)) => Err(fault("who has a certificate must not enrol with it")),
@@ -146,12 +155,18 @@ impl Credentials {
         let chain = pki::load_certs(cert_pem).map_err(|error| fault(error.to_string()))?;
         let key = pki::load_key(key_pem).map_err(|error| fault(error.to_string()))?;
         let mut cas = pki::load_certs(ca_pem).map_err(|error| fault(error.to_string()))?;
-        Ok(Self { chain, key, ca: cas.swap_remove(0) })
+        Ok(Self {
+            chain,
+            key,
+            ca: cas.swap_remove(0),
+        })
     }
 
     /// The identity of the own certificate.
     pub fn identity(&self) -> Result<Identity, TunnelError> {
-        let leaf = self.chain.first().ok_or_else(|| TunnelError::Identity { fault: "there is no certificate".into() })?;
+        let leaf = self.chain.first().ok_or_else(|| TunnelError::Identity {
+            fault: "there is no certificate".into(),
+        })?;
         Identity::of(leaf)
     }
 
@@ -164,13 +179,19 @@ impl Credentials {
 
 impl Clone for Credentials {
     fn clone(&self) -> Self {
-        Self { chain: self.chain.clone(), key: self.key.clone_key(), ca: self.ca.clone() }
+        Self {
+            chain: self.chain.clone(),
+            key: self.key.clone_key(),
+            ca: self.ca.clone(),
+        }
     }
 }
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("identity", &self.identity().map_or("?".into(), |i| i.to_string())).finish()
+        f.debug_struct("Credentials")
+            .field("identity", &self.identity().map_or("?".into(), |i| i.to_string()))
+            .finish()
     }
 }
 
@@ -192,7 +213,10 @@ impl Chains {
         let anchor = webpki::anchor_from_trusted_cert(ca)
             .map_err(|error| TunnelError::credentials("reading the system's authority")(error.to_string()))?
             .to_owned();
-        Ok(Self { anchor, algorithms: provider().signature_verification_algorithms })
+        Ok(Self {
+            anchor,
+            algorithms: provider().signature_verification_algorithms,
+        })
     }
 
     /// Whether `cert` is of the authority, now valid, and meant for `usage`.
@@ -226,6 +250,8 @@ fn tls_error(error: webpki::Error) -> rustls::Error {
         webpki::Error::CertNotValidYet { .. } => CertificateError::NotValidYet,
         webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
         webpki::Error::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
+        // An authority of the same name, but another one: two installations of Hanse look like that to each other.
+        webpki::Error::InvalidSignatureForPublicKey => CertificateError::BadSignature,
         webpki::Error::BadDer => CertificateError::BadEncoding,
         _ => CertificateError::ApplicationVerificationFailure,
     };
@@ -253,7 +279,9 @@ impl ClientCertVerifier for AgentVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.0.check(end_entity, intermediates, now, KeyUsage::client_auth()).map_err(tls_error)?;
+        self.0
+            .check(end_entity, intermediates, now, KeyUsage::client_auth())
+            .map_err(tls_error)?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -290,14 +318,23 @@ pub(crate) enum ServerTrust {
 }
 
 impl ServerTrust {
-    fn check(&self, cert: &CertificateDer<'_>, rest: &[CertificateDer<'_>], now: UnixTime) -> Result<(), rustls::Error> {
+    fn check(
+        &self,
+        cert: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
         let unknown = || tls_error(webpki::Error::UnknownIssuer);
         match self {
-            Self::Authority(chains) => chains.check(cert, rest, now, KeyUsage::server_auth()).map_err(tls_error),
+            Self::Authority(chains) => chains
+                .check(cert, rest, now, KeyUsage::server_auth())
+                .map_err(tls_error),
             Self::Pin(pin) => {
                 let ca = rest.iter().find(|ca| pki::sha256_hex(ca) == *pin).ok_or_else(unknown)?;
                 let chains = Chains::new(ca).map_err(|_bad| unknown())?;
-                chains.check(cert, rest, now, KeyUsage::server_auth()).map_err(tls_error)
+                chains
+                    .check(cert, rest, now, KeyUsage::server_auth())
+                    .map_err(tls_error)
             }
         }
     }
@@ -312,7 +349,10 @@ pub(crate) struct ServerVerifier {
 
 impl ServerVerifier {
     pub(crate) fn new(trust: ServerTrust) -> Self {
-        Self { trust, algorithms: provider().signature_verification_algorithms }
+        Self {
+            trust,
+            algorithms: provider().signature_verification_algorithms,
+        }
     }
 }
 
@@ -328,9 +368,9 @@ impl ServerCertVerifier for ServerVerifier {
         self.trust.check(end_entity, intermediates, now)?;
         match Identity::of(end_entity) {
             Ok(Identity::Server(_)) => Ok(ServerCertVerified::assertion()),
-            Ok(Identity::Agent(_)) | Err(_) => {
-                Err(rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
-            }
+            Ok(Identity::Agent(_)) | Err(_) => Err(rustls::Error::InvalidCertificate(
+                CertificateError::ApplicationVerificationFailure,
+            )),
         }
     }
 
@@ -386,7 +426,9 @@ impl ServerChains {
 
 impl rustls::server::ResolvesServerCert for ServerChains {
     fn resolve(&self, hello: rustls::server::ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let enrols = hello.alpn().is_some_and(|mut offered| offered.any(|name| name == Protocol::Enrol.alpn()));
+        let enrols = hello
+            .alpn()
+            .is_some_and(|mut offered| offered.any(|name| name == Protocol::Enrol.alpn()));
         Some(Arc::clone(if enrols { &self.with_ca } else { &self.plain }))
     }
 }
@@ -402,7 +444,17 @@ mod tests {
     fn cert(uris: &[&str]) -> CertificateDer<'static> {
         let ca = Ca::generate("test", 10, NOW).unwrap();
         let uris = uris.iter().map(|uri| (*uri).to_owned()).collect();
-        let leaf = ca.issue(&LeafSpec { common_name: "x".into(), uris, days: 1, ..Default::default() }, NOW).unwrap();
+        let leaf = ca
+            .issue(
+                &LeafSpec {
+                    common_name: "x".into(),
+                    uris,
+                    days: 1,
+                    ..Default::default()
+                },
+                NOW,
+            )
+            .unwrap();
         pki::load_certs(&leaf.cert).unwrap().swap_remove(0)
     }
 
@@ -411,14 +463,24 @@ mod tests {
         for identity in [Identity::Server("eu-1".into()), Identity::Agent("c".into())] {
             assert_eq!(Identity::parse(&identity.uri()).unwrap(), identity);
         }
-        for bad in ["hanse://server/", "hanse://server/A", "hanse://root/x", "hanse://server", "https://server/x", "hanse://agent/a/b"] {
+        for bad in [
+            "hanse://server/",
+            "hanse://server/A",
+            "hanse://root/x",
+            "hanse://server",
+            "https://server/x",
+            "hanse://agent/a/b",
+        ] {
             assert!(Identity::parse(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn exactly_one_name_counts() {
-        assert_eq!(Identity::of(&cert(&["https://x.dev", "hanse://agent/eu"])).unwrap(), Identity::Agent("eu".into()));
+        assert_eq!(
+            Identity::of(&cert(&["https://x.dev", "hanse://agent/eu"])).unwrap(),
+            Identity::Agent("eu".into())
+        );
         assert!(Identity::of(&cert(&["https://x.dev"])).is_err());
         assert!(Identity::of(&cert(&["hanse://agent/eu", "hanse://agent/us"])).is_err());
     }
@@ -427,9 +489,21 @@ mod tests {
     fn who_may_speak_what() {
         let agent = cert(&["hanse://agent/eu"]);
         let server = cert(&["hanse://server/eu"]);
-        let cases: [(Option<&[u8]>, Option<&CertificateDer<'_>>, Option<(Protocol, Option<&str>)>); 9] = [
-            (Some(b"hanse-control/1"), Some(&agent), Some((Protocol::Control, Some("eu")))),
-            (Some(b"hanse-store/1"), Some(&agent), Some((Protocol::Store, Some("eu")))),
+        let cases: [(
+            Option<&[u8]>,
+            Option<&CertificateDer<'_>>,
+            Option<(Protocol, Option<&str>)>,
+        ); 9] = [
+            (
+                Some(b"hanse-control/1"),
+                Some(&agent),
+                Some((Protocol::Control, Some("eu"))),
+            ),
+            (
+                Some(b"hanse-store/1"),
+                Some(&agent),
+                Some((Protocol::Store, Some("eu"))),
+            ),
             (Some(b"hanse-enrol/1"), None, Some((Protocol::Enrol, None))),
             (Some(b"hanse-enrol/1"), Some(&agent), None),
             (Some(b"hanse-control/1"), None, None),

@@ -23,8 +23,8 @@ pub mod testing;
 pub mod wire;
 
 pub use api::{
-    AgentEvents, AgentHub, Body, Enrolled, ServerEvents, SessionInfo, TunnelIo, Upgraded, Uplink, empty_body, full_body,
-    refuse, take_refusal,
+    AgentEvents, AgentHub, Body, Enrolled, ServerEvents, SessionInfo, TunnelIo, Upgraded, Uplink, empty_body,
+    full_body, refuse, take_refusal,
 };
 pub use dialer::{ConnectionInfo, Dialer, DialerConfig, ServerAddress};
 pub use enrol::{EnrolmentToken, enrol};
@@ -34,3 +34,6 @@ pub use hub::{Hub, HubConfig, Parts};
 pub use identity::{Credentials, Identity};
 pub use settings::{Congestion, Settings};
 pub use wire::{RequestHead, StoreHead, Target};
+
+#[cfg(test)]
+mod tests;

@@ -49,7 +49,10 @@ const SERVER_NAME: &str = "server.hanse.internal";
 const FAREWELL: Duration = Duration::from_secs(1);
 
 fn credentials_fault<E: fmt::Display>(what: &'static str) -> impl Fn(E) -> TunnelError {
-    move |error| TunnelError::Credentials { what, fault: error.to_string() }
+    move |error| TunnelError::Credentials {
+        what,
+        fault: error.to_string(),
+    }
 }
 
 fn transport(settings: &Settings, liveness: Liveness, streams: u32, keep_alive: bool) -> quinn::TransportConfig {
@@ -65,20 +68,28 @@ fn transport(settings: &Settings, liveness: Liveness, streams: u32, keep_alive: 
         .max_idle_timeout(quinn::IdleTimeout::try_from(liveness.idle).ok());
     match settings.congestion {
         Congestion::Bbr => transport.congestion_controller_factory(Arc::new(quinn::congestion::BbrConfig::default())),
-        Congestion::Cubic => transport.congestion_controller_factory(Arc::new(quinn::congestion::CubicConfig::default())),
+        Congestion::Cubic => {
+            transport.congestion_controller_factory(Arc::new(quinn::congestion::CubicConfig::default()))
+        }
     };
     transport
 }
 
 /// Binds a UDP socket with large buffers.
 fn socket(address: SocketAddr) -> Result<UdpSocket, TunnelError> {
-    let bound = UdpSocket::bind(address)
-        .map_err(|source| TunnelError::Bind { address: address.to_string(), source })?;
+    let bound = UdpSocket::bind(address).map_err(|source| TunnelError::Bind {
+        address: address.to_string(),
+        source,
+    })?;
     let sized = rustix::net::sockopt::set_socket_recv_buffer_size(&bound, SOCKET_BUFFER)
         .and_then(|()| rustix::net::sockopt::set_socket_send_buffer_size(&bound, SOCKET_BUFFER));
     let got = rustix::net::sockopt::socket_recv_buffer_size(&bound).unwrap_or(0);
     if sized.is_err() || got < SOCKET_BUFFER {
-        tracing::debug!(got, wished = SOCKET_BUFFER, "the kernel limits UDP buffers; raise net.core.rmem_max for long paths");
+        tracing::debug!(
+            got,
+            wished = SOCKET_BUFFER,
+            "the kernel limits UDP buffers; raise net.core.rmem_max for long paths"
+        );
     }
     Ok(bound)
 }
@@ -136,9 +147,11 @@ impl Listener {
         let reset_key = hmac::Key::new(hmac::HMAC_SHA256, reset_key.as_ref());
         let mut endpoint = quinn::EndpointConfig::new(Arc::new(reset_key));
         endpoint.cid_generator(move || Box::new(ConnectionIds(Arc::clone(&rng))));
-        let endpoint =
-            quinn::Endpoint::new(endpoint, Some(config), socket(address)?, Arc::new(quinn::TokioRuntime))
-                .map_err(|source| TunnelError::Bind { address: address.to_string(), source })?;
+        let endpoint = quinn::Endpoint::new(endpoint, Some(config), socket(address)?, Arc::new(quinn::TokioRuntime))
+            .map_err(|source| TunnelError::Bind {
+                address: address.to_string(),
+                source,
+            })?;
         Ok(Self { endpoint })
     }
 
@@ -164,7 +177,10 @@ impl Listener {
 
 async fn close_endpoint(endpoint: &quinn::Endpoint, code: Code, reason: &str, clock: &dyn Clock) {
     endpoint.close(VarInt::from_u32(code.number()), reason.as_bytes());
-    if hanse_runtime::clock::timeout(clock, FAREWELL, endpoint.wait_idle()).await.is_err() {
+    if hanse_runtime::clock::timeout(clock, FAREWELL, endpoint.wait_idle())
+        .await
+        .is_err()
+    {
         tracing::debug!("some peers were not there any more to take leave of");
     }
 }
@@ -191,7 +207,10 @@ impl Arriving {
     /// Completes the handshake. The connection is closed again when the peer may not speak what it asked for.
     pub(crate) async fn handshake(self) -> Result<(Conn, Protocol, Option<String>), TunnelError> {
         let remote = self.0.remote_address();
-        let connection = self.0.await.map_err(|error| TunnelError::lost(&remote.to_string(), describe(&error)))?;
+        let connection = self
+            .0
+            .await
+            .map_err(|error| TunnelError::lost(&remote.to_string(), describe(&error)))?;
         let alpn = alpn(&connection);
         let cert = peer_cert(&connection);
         match admit(alpn.as_deref(), cert.as_ref()) {
@@ -206,7 +225,10 @@ impl Arriving {
                 Ok((Conn::new(connection, peer, STREAMS_AT_FIRST), protocol, cluster))
             }
             Err(error) => {
-                connection.close(VarInt::from_u32(Code::PolicyDenied.number()), error.to_string().as_bytes());
+                connection.close(
+                    VarInt::from_u32(Code::PolicyDenied.number()),
+                    error.to_string().as_bytes(),
+                );
                 Err(error)
             }
         }
@@ -218,7 +240,10 @@ fn alpn(connection: &quinn::Connection) -> Option<Vec<u8>> {
 }
 
 fn peer_cert(connection: &quinn::Connection) -> Option<CertificateDer<'static>> {
-    let certs = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    let certs = connection
+        .peer_identity()?
+        .downcast::<Vec<CertificateDer<'static>>>()
+        .ok()?;
     certs.into_iter().next()
 }
 
@@ -232,8 +257,16 @@ pub(crate) struct Connector {
 
 impl Connector {
     /// For an agent with its certificate. `local` is the address to dial from, any when it is not given.
-    pub(crate) fn new(credentials: &Credentials, settings: &Settings, local: Option<IpAddr>) -> Result<Self, TunnelError> {
-        let verifier = || Ok::<_, TunnelError>(ServerVerifier::new(ServerTrust::Authority(Chains::new(&credentials.ca)?)));
+    pub(crate) fn new(
+        credentials: &Credentials,
+        settings: &Settings,
+        local: Option<IpAddr>,
+    ) -> Result<Self, TunnelError> {
+        let verifier = || {
+            Ok::<_, TunnelError>(ServerVerifier::new(ServerTrust::Authority(Chains::new(
+                &credentials.ca,
+            )?)))
+        };
         let config = |protocol: Protocol, liveness, streams| {
             let tls = client_tls(verifier()?)?
                 .with_client_auth_cert(credentials.chain.clone(), credentials.key.clone_key())
@@ -261,9 +294,14 @@ impl Connector {
                 Ok(Conn::new(connection, Identity::Server(found).to_string(), streams))
             }
             other => {
-                connection.close(VarInt::from_u32(Code::PolicyDenied.number()), b"not the server that was dialed");
+                connection.close(
+                    VarInt::from_u32(Code::PolicyDenied.number()),
+                    b"not the server that was dialed",
+                );
                 let found = other.map_or("nobody".to_owned(), |identity| identity.to_string());
-                Err(TunnelError::Identity { fault: format!("at {address} is {found}, not server {name}") })
+                Err(TunnelError::Identity {
+                    fault: format!("at {address} is {found}, not server {name}"),
+                })
             }
         }
     }
@@ -276,9 +314,22 @@ impl Connector {
 
 /// Connects to a server of which only the checksum of its authority is known, without a certificate of one's own.
 pub(crate) async fn connect_to_enrol(address: &str, ca_pin: &str, settings: &Settings) -> Result<Conn, TunnelError> {
-    let tls = client_tls(ServerVerifier::new(ServerTrust::Pin(ca_pin.to_owned())))?.with_no_client_auth();
-    let liveness = Liveness { keep_alive: settings.handshake, idle: settings.handshake };
-    let config = client_config(tls, Protocol::Enrol, transport(settings, liveness, 0, false))?;
+    connect_without_certificate(address, ServerTrust::Pin(ca_pin.to_owned()), Protocol::Enrol, settings).await
+}
+
+/// The same for any protocol. Servers accept none but enrolment.
+pub(crate) async fn connect_without_certificate(
+    address: &str,
+    trust: ServerTrust,
+    protocol: Protocol,
+    settings: &Settings,
+) -> Result<Conn, TunnelError> {
+    let tls = client_tls(ServerVerifier::new(trust))?.with_no_client_auth();
+    let liveness = Liveness {
+        keep_alive: settings.handshake,
+        idle: settings.handshake,
+    };
+    let config = client_config(tls, protocol, transport(settings, liveness, 0, false))?;
     let endpoint = client_endpoint(None)?;
     let connection = dial(&endpoint, &config, address).await?;
     Ok(Conn::new(connection, format!("server at {address}"), 0))
@@ -310,8 +361,16 @@ fn client_endpoint(local: Option<IpAddr>) -> Result<quinn::Endpoint, TunnelError
     // The unspecified IPv6 address takes IPv4 as well, except where IPv6 is switched off.
     let endpoint = |ip: IpAddr| {
         let address = SocketAddr::new(ip, 0);
-        quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket(address)?, Arc::new(quinn::TokioRuntime))
-            .map_err(|source| TunnelError::Bind { address: address.to_string(), source })
+        quinn::Endpoint::new(
+            quinn::EndpointConfig::default(),
+            None,
+            socket(address)?,
+            Arc::new(quinn::TokioRuntime),
+        )
+        .map_err(|source| TunnelError::Bind {
+            address: address.to_string(),
+            source,
+        })
     };
     match local {
         Some(ip) => endpoint(ip),
@@ -324,11 +383,17 @@ async fn dial(
     config: &quinn::ClientConfig,
     address: &str,
 ) -> Result<quinn::Connection, TunnelError> {
-    let fault = |fault: String| TunnelError::Connect { server: address.to_owned(), fault };
-    let mut found = tokio::net::lookup_host(address).await.map_err(|error| fault(error.to_string()))?;
+    let fault = |fault: String| TunnelError::Connect {
+        server: address.to_owned(),
+        fault,
+    };
+    let mut found = tokio::net::lookup_host(address)
+        .await
+        .map_err(|error| fault(error.to_string()))?;
     let target = found.next().ok_or_else(|| fault("the name has no address".into()))?;
-    let dialing =
-        endpoint.connect_with(config.clone(), target, SERVER_NAME).map_err(|error| fault(error.to_string()))?;
+    let dialing = endpoint
+        .connect_with(config.clone(), target, SERVER_NAME)
+        .map_err(|error| fault(error.to_string()))?;
     dialing.await.map_err(|error| fault(describe(&error)))
 }
 
@@ -338,7 +403,11 @@ fn describe(error: &ConnectionError) -> String {
         ConnectionError::ApplicationClosed(close) => {
             let code = Code::from_number(close.error_code.into_inner());
             let reason = String::from_utf8_lossy(&close.reason);
-            if reason.is_empty() { code.to_string() } else { format!("{code}: {reason}") }
+            if reason.is_empty() {
+                code.to_string()
+            } else {
+                format!("{code}: {reason}")
+            }
         }
         ConnectionError::TimedOut => "no sign of life from the other end".to_owned(),
         ConnectionError::Reset => "the other end has restarted".to_owned(),
@@ -365,7 +434,11 @@ impl From<ConnectionError> for Ended {
             _ => None,
         };
         let silent = matches!(error, ConnectionError::TimedOut | ConnectionError::Reset);
-        Self { code, silent, text: describe(&error) }
+        Self {
+            code,
+            silent,
+            text: describe(&error),
+        }
     }
 }
 
@@ -389,7 +462,12 @@ impl Drop for StreamGuard {
 
 impl Conn {
     fn new(inner: quinn::Connection, peer: String, allowed: u32) -> Self {
-        Self { inner, peer: peer.into(), allowed: Arc::new(AtomicU32::new(allowed)), in_use: Arc::default() }
+        Self {
+            inner,
+            peer: peer.into(),
+            allowed: Arc::new(AtomicU32::new(allowed)),
+            in_use: Arc::default(),
+        }
     }
 
     /// The other end, for messages.
@@ -416,22 +494,37 @@ impl Conn {
             peer: self.peer.to_string(),
             fault: describe(&error),
         })?;
-        let send = QuicSend { inner: send, over: false };
+        let send = QuicSend {
+            inner: send,
+            over: false,
+        };
         send.prioritise(priority);
         Ok((send, QuicRecv { inner: recv }))
     }
 
     /// The next stream that the other end opens.
     pub(crate) async fn accept(&self, streams_max: u32) -> Result<((QuicSend, QuicRecv), StreamGuard), TunnelError> {
-        let (send, recv) =
-            self.inner.accept_bi().await.map_err(|error| TunnelError::lost(&self.peer, describe(&error)))?;
+        let (send, recv) = self
+            .inner
+            .accept_bi()
+            .await
+            .map_err(|error| TunnelError::lost(&self.peer, describe(&error)))?;
         let in_use = self.in_use.fetch_add(1, Ordering::Relaxed) + 1;
         let allowed = self.allowed.load(Ordering::Relaxed);
         if in_use.saturating_mul(4) > allowed.saturating_mul(3) && allowed < streams_max {
             self.allow(allowed.saturating_mul(2).min(streams_max));
         }
         let guard = StreamGuard(Arc::clone(&self.in_use));
-        Ok(((QuicSend { inner: send, over: false }, QuicRecv { inner: recv }), guard))
+        Ok((
+            (
+                QuicSend {
+                    inner: send,
+                    over: false,
+                },
+                QuicRecv { inner: recv },
+            ),
+            guard,
+        ))
     }
 
     /// Lets the other end open this many streams at a time.
@@ -508,7 +601,11 @@ impl AsyncWrite for QuicSend {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.over = true;
-        Poll::Ready(self.inner.finish().map_err(|closed| io::Error::new(io::ErrorKind::NotConnected, closed)))
+        Poll::Ready(
+            self.inner
+                .finish()
+                .map_err(|closed| io::Error::new(io::ErrorKind::NotConnected, closed)),
+        )
     }
 }
 

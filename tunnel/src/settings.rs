@@ -72,8 +72,14 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             congestion: Congestion::Bbr,
-            control: Liveness { keep_alive: Duration::from_secs(15), idle: Duration::from_secs(45) },
-            store: Liveness { keep_alive: Duration::from_millis(400), idle: Duration::from_secs(5) },
+            control: Liveness {
+                keep_alive: Duration::from_secs(15),
+                idle: Duration::from_secs(45),
+            },
+            store: Liveness {
+                keep_alive: Duration::from_millis(400),
+                idle: Duration::from_secs(5),
+            },
             suspect_after: Duration::from_millis(1000),
             watchdog_step: Duration::from_millis(200),
             hedge_after: Duration::from_millis(1500),

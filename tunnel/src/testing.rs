@@ -1,8 +1,6 @@
 //! Stand-ins for tests of other crates: a tunnel without a network, and certificates.
 
-use crate::api::{
-    AgentEvents, AgentHub, Body, ServerEvents, SessionInfo, Upgraded, Uplink, take_refusal,
-};
+use crate::api::{AgentEvents, AgentHub, Body, ServerEvents, SessionInfo, Upgraded, Uplink, take_refusal};
 use crate::error::TunnelError;
 use crate::identity::{Credentials, Identity};
 use crate::wire::{RequestHead, StoreHead};
@@ -34,7 +32,9 @@ pub struct LoopbackHub {
 
 impl fmt::Debug for LoopbackHub {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LoopbackHub").field("agents", &self.agents.read().len()).finish()
+        f.debug_struct("LoopbackHub")
+            .field("agents", &self.agents.read().len())
+            .finish()
     }
 }
 
@@ -47,7 +47,10 @@ impl Default for LoopbackHub {
 impl LoopbackHub {
     /// A hub without agents.
     pub fn new() -> Self {
-        Self { agents: RwLock::default(), changes: watch::Sender::new(0) }
+        Self {
+            agents: RwLock::default(),
+            changes: watch::Sender::new(0),
+        }
     }
 
     /// Connects the agent of `cluster`; replaces an earlier one.
@@ -73,7 +76,9 @@ impl LoopbackHub {
     fn agent(&self, cluster: &str) -> Result<Arc<dyn AgentEvents>, TunnelError> {
         let agents = self.agents.read();
         let agent = agents.get(cluster).map(|agent| Arc::clone(&agent.events));
-        agent.ok_or_else(|| TunnelError::NotConnected { peer: Identity::Agent(cluster.to_owned()).to_string() })
+        agent.ok_or_else(|| TunnelError::NotConnected {
+            peer: Identity::Agent(cluster.to_owned()).to_string(),
+        })
     }
 }
 
@@ -122,14 +127,20 @@ pub struct LoopbackUplink {
 
 impl fmt::Debug for LoopbackUplink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LoopbackUplink").field("cluster", &self.cluster).finish_non_exhaustive()
+        f.debug_struct("LoopbackUplink")
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
     }
 }
 
 impl LoopbackUplink {
     /// The uplink of the agent of `cluster`.
     pub fn new(cluster: &str, events: Arc<dyn ServerEvents>) -> Self {
-        Self { cluster: cluster.to_owned(), events, report: watch::Sender::new(None) }
+        Self {
+            cluster: cluster.to_owned(),
+            events,
+            report: watch::Sender::new(None),
+        }
     }
 
     /// Hands the latest report to the server; false when there is no new one.
@@ -183,7 +194,10 @@ pub struct TestPki {
 impl TestPki {
     /// A new authority whose certificates are valid from `now`, for 30 days.
     pub fn new(now: Timestamp) -> Result<Self, PkiError> {
-        Ok(Self { ca: Ca::generate("hanse test", 30, now)?, now })
+        Ok(Self {
+            ca: Ca::generate("hanse test", 30, now)?,
+            now,
+        })
     }
 
     /// The authority itself.

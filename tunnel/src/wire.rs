@@ -168,7 +168,9 @@ pub(crate) fn put(kind: Kind, message: &impl Message, out: &mut BytesMut) -> Res
     let len = message.encoded_len();
     frame::put_header(kind, len, out)?;
     out.reserve(len);
-    message.encode(out).map_err(|error| TunnelError::malformed(kind.name(), error))
+    message
+        .encode(out)
+        .map_err(|error| TunnelError::malformed(kind.name(), error))
 }
 
 /// Reads a message of the session's own talk.
@@ -188,7 +190,10 @@ fn wire_headers(headers: &HeaderMap) -> Vec<WireHeader> {
 
 fn header_map(kind: Kind, headers: Vec<WireHeader>) -> Result<HeaderMap, TunnelError> {
     if headers.len() > HEADERS_MAX {
-        return Err(TunnelError::malformed(kind.name(), format!("more than {HEADERS_MAX} headers")));
+        return Err(TunnelError::malformed(
+            kind.name(),
+            format!("more than {HEADERS_MAX} headers"),
+        ));
     }
     let mut map = HeaderMap::with_capacity(headers.len());
     for header in headers {
@@ -206,7 +211,10 @@ fn check_name(kind: Kind, what: &str, name: &str) -> Result<(), TunnelError> {
     if fine {
         return Ok(());
     }
-    Err(TunnelError::malformed(kind.name(), format!("{what} must be up to {NAME_MAX} visible ASCII characters")))
+    Err(TunnelError::malformed(
+        kind.name(),
+        format!("{what} must be up to {NAME_MAX} visible ASCII characters"),
+    ))
 }
 
 impl RequestHead {
@@ -234,13 +242,20 @@ impl RequestHead {
         let wire: WireRequest = read(kind, bytes)?;
         check_name(kind, "the request id", &wire.request_id)?;
         check_name(kind, "the tenant", &wire.tenant)?;
-        let method = Method::from_bytes(wire.method.as_bytes()).map_err(|_bad| TunnelError::malformed(kind.name(), "method"))?;
-        let path_and_query: http::uri::PathAndQuery =
-            wire.path_and_query.parse().map_err(|_bad| TunnelError::malformed(kind.name(), "path"))?;
+        let method =
+            Method::from_bytes(wire.method.as_bytes()).map_err(|_bad| TunnelError::malformed(kind.name(), "method"))?;
+        let path_and_query: http::uri::PathAndQuery = wire
+            .path_and_query
+            .parse()
+            .map_err(|_bad| TunnelError::malformed(kind.name(), "path"))?;
         if !path_and_query.as_str().starts_with('/') {
             return Err(TunnelError::malformed(kind.name(), "the path does not start with /"));
         }
-        let target = if wire.tenant.is_empty() { Target::Cluster } else { Target::Tenant { id: wire.tenant } };
+        let target = if wire.tenant.is_empty() {
+            Target::Cluster
+        } else {
+            Target::Tenant { id: wire.tenant }
+        };
         Ok(Self {
             request_id: wire.request_id,
             target,
@@ -275,13 +290,25 @@ impl StoreHead {
             return Err(TunnelError::malformed(kind.name(), "tenant or path is missing"));
         }
         let headers = header_map(kind, wire.headers)?;
-        Ok(Self { tenant: wire.tenant, epoch: wire.epoch, path: wire.path, headers })
+        Ok(Self {
+            tenant: wire.tenant,
+            epoch: wire.epoch,
+            path: wire.path,
+            headers,
+        })
     }
 }
 
 /// Appends the head of a response.
 pub(crate) fn put_response(status: StatusCode, headers: &HeaderMap, out: &mut BytesMut) -> Result<(), TunnelError> {
-    put(Kind::ResponseHead, &WireResponse { status: status.as_u16().into(), headers: wire_headers(headers) }, out)
+    put(
+        Kind::ResponseHead,
+        &WireResponse {
+            status: status.as_u16().into(),
+            headers: wire_headers(headers),
+        },
+        out,
+    )
 }
 
 /// Reads the head of a response.
@@ -300,7 +327,13 @@ pub(crate) fn read_response(bytes: Bytes) -> Result<http::Response<()>, TunnelEr
 
 /// Appends the end of a body.
 pub(crate) fn put_trailers(trailers: &HeaderMap, out: &mut BytesMut) -> Result<(), TunnelError> {
-    put(Kind::Trailers, &WireTrailers { headers: wire_headers(trailers) }, out)
+    put(
+        Kind::Trailers,
+        &WireTrailers {
+            headers: wire_headers(trailers),
+        },
+        out,
+    )
 }
 
 /// Reads the end of a body.
@@ -345,24 +378,60 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let mut big = head("/");
         big.assertion = vec![0; crate::frame::HEAD_MAX];
-        assert!(matches!(big.put(&mut BytesMut::new()), Err(TunnelError::TooLarge { .. })));
+        assert!(matches!(
+            big.put(&mut BytesMut::new()),
+            Err(TunnelError::TooLarge { .. })
+        ));
         for wire in [
-            WireRequest { method: "GE T".into(), path_and_query: "/".into(), ..Default::default() },
-            WireRequest { method: "GET".into(), path_and_query: "*".into(), ..Default::default() },
-            WireRequest { method: "GET".into(), path_and_query: "/ x".into(), ..Default::default() },
-            WireRequest { method: "GET".into(), path_and_query: "/".into(), tenant: "a b".into(), ..Default::default() },
+            WireRequest {
+                method: "GE T".into(),
+                path_and_query: "/".into(),
+                ..Default::default()
+            },
+            WireRequest {
+                method: "GET".into(),
+                path_and_query: "*".into(),
+                ..Default::default()
+            },
+            WireRequest {
+                method: "GET".into(),
+                path_and_query: "/ x".into(),
+                ..Default::default()
+            },
             WireRequest {
                 method: "GET".into(),
                 path_and_query: "/".into(),
-                headers: vec![WireHeader { name: "x".into(), value: Bytes::from_static(b"a\r\nb: c") }],
+                tenant: "a b".into(),
+                ..Default::default()
+            },
+            WireRequest {
+                method: "GET".into(),
+                path_and_query: "/".into(),
+                headers: vec![WireHeader {
+                    name: "x".into(),
+                    value: Bytes::from_static(b"a\r\nb: c"),
+                }],
                 ..Default::default()
             },
         ] {
             assert!(RequestHead::read(wire.encode_to_vec().into()).is_err(), "{wire:?}");
         }
-        let nameless = WireStore { path: "/x".into(), ..Default::default() };
+        let nameless = WireStore {
+            path: "/x".into(),
+            ..Default::default()
+        };
         assert!(StoreHead::read(nameless.encode_to_vec().into()).is_err());
-        assert!(read_response(WireResponse { status: 70_000, headers: vec![] }.encode_to_vec().into()).is_err());
+        assert!(
+            read_response(
+                WireResponse {
+                    status: 70_000,
+                    headers: vec![]
+                }
+                .encode_to_vec()
+                .into()
+            )
+            .is_err()
+        );
     }
 
     proptest! {

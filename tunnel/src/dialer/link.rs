@@ -77,14 +77,21 @@ pub(super) async fn connect(
     protocol: Protocol,
 ) -> Result<(Arc<Link>, ControlStream), TunnelError> {
     let greeted = async {
-        let conn = dialer.connector.connect(&server.name, &server.address, protocol).await?;
+        let conn = dialer
+            .connector
+            .connect(&server.name, &server.address, protocol)
+            .await?;
         let (welcome, control) = greet(dialer, &conn).await?;
         Ok::<_, TunnelError>((conn, welcome, control))
     };
-    let (conn, welcome, control) =
-        timeout(&*dialer.parts.clock, dialer.settings.handshake, greeted).await.map_err(|_elapsed| {
+    let (conn, welcome, control) = timeout(&*dialer.parts.clock, dialer.settings.handshake, greeted)
+        .await
+        .map_err(|_elapsed| {
             let fault = "no answer; check the address and that UDP is not blocked on the way".to_owned();
-            TunnelError::Connect { server: server.name.clone(), fault }
+            TunnelError::Connect {
+                server: server.name.clone(),
+                fault,
+            }
         })??;
     let link = Link {
         id: dialer.next_link.fetch_add(1, Ordering::Relaxed),
@@ -105,7 +112,10 @@ async fn greet(dialer: &Inner, conn: &Conn) -> Result<(Welcome, ControlStream), 
     let (send, recv) = conn.open(PRIORITY_CONTROL).await?;
     let mut writer = FrameWriter::new(send, conn.peer());
     let mut reader = FrameReader::new(recv, Grammar::Control, conn.peer(), Code::None);
-    let hello = Hello { version: dialer.version.clone(), boot_id: dialer.boot_id.clone() };
+    let hello = Hello {
+        version: dialer.version.clone(),
+        boot_id: dialer.boot_id.clone(),
+    };
     wire::put(Kind::Hello, &hello, writer.buffer())?;
     writer.flush().await?;
     let (_, bytes) = reader.message(&[Kind::Welcome]).await?;
@@ -135,13 +145,21 @@ pub(super) async fn serve(dialer: &Arc<Inner>, link: &Arc<Link>, (writer, reader
     };
     let dead = ended.as_ref().is_some_and(|ended| ended.silent) || link.is_suspect();
     if dead && link.protocol == Protocol::Store {
-        for control in dialer.links_of(Protocol::Control).iter().filter(|control| control.server == link.server) {
+        for control in dialer
+            .links_of(Protocol::Control)
+            .iter()
+            .filter(|control| control.server == link.server)
+        {
             control.probe.notify_one();
         }
     }
     LinkEnd {
         superseded: ended.as_ref().is_some_and(|ended| ended.code == Some(Code::Superseded)),
-        text: if link.is_suspect() { "no sign of life".into() } else { ended.map_or(String::new(), |ended| ended.text) },
+        text: if link.is_suspect() {
+            "no sign of life".into()
+        } else {
+            ended.map_or(String::new(), |ended| ended.text)
+        },
         stay_away: Duration::from_millis(link.stay_away_millis.load(Ordering::Relaxed).into()),
     }
 }
@@ -163,9 +181,14 @@ async fn listen(dialer: &Inner, link: &Link, mut reader: FrameReader<QuicRecv>) 
             Some(Item::Message(Kind::Drain, bytes)) => {
                 let drain: Drain = wire::read(Kind::Drain, bytes)?;
                 let most = u32::try_from(dialer.settings.backoff.1.as_millis()).unwrap_or(u32::MAX);
-                link.stay_away_millis.store(drain.reconnect_after_millis.min(most), Ordering::Relaxed);
+                link.stay_away_millis
+                    .store(drain.reconnect_after_millis.min(most), Ordering::Relaxed);
                 link.draining.store(true, Ordering::Relaxed);
-                tracing::info!(server = link.server, closes_in_millis = drain.close_in_millis, "the server drains");
+                tracing::info!(
+                    server = link.server,
+                    closes_in_millis = drain.close_in_millis,
+                    "the server drains"
+                );
                 dialer.bump();
             }
             Some(Item::Message(Kind::Ping, _)) => {}
@@ -221,7 +244,11 @@ async fn request(
             let handler: futures::future::BoxFuture<'_, Upgraded> = dialer.events.upgrade(&link.server, head);
             exchange.answer_upgrade(clock, handler).await
         }
-        Head::Request(head) => exchange.answer(|body| dialer.events.request(&link.server, head, body)).await,
+        Head::Request(head) => {
+            exchange
+                .answer(|body| dialer.events.request(&link.server, head, body))
+                .await
+        }
         Head::Store(_) => Err(TunnelError::malformed("stream", "a store call where a request must be")),
     }
 }

@@ -12,8 +12,8 @@ pub use watchdog::suspect_after;
 
 use crate::api::{AgentEvents, Body, Uplink};
 use crate::error::TunnelError;
-use crate::identity::{Credentials, Identity, Protocol};
 use crate::hub::Parts;
+use crate::identity::{Credentials, Identity, Protocol};
 use crate::quic::Connector;
 use crate::settings::Settings;
 use crate::wire::StoreHead;
@@ -110,7 +110,9 @@ pub struct Dialer {
 
 impl fmt::Debug for Dialer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dialer").field("cluster", &self.inner.cluster).finish_non_exhaustive()
+        f.debug_struct("Dialer")
+            .field("cluster", &self.inner.cluster)
+            .finish_non_exhaustive()
     }
 }
 
@@ -118,14 +120,24 @@ impl Dialer {
     /// Starts to connect, and goes on until [`Phase::Agents`] of the process's shutdown.
     pub fn start(config: DialerConfig, parts: Parts, events: Arc<dyn AgentEvents>) -> Result<Self, TunnelError> {
         let Identity::Agent(cluster) = config.credentials.identity()? else {
-            return Err(TunnelError::Identity { fault: "the tunnel's own certificate is not an agent's".into() });
+            return Err(TunnelError::Identity {
+                fault: "the tunnel's own certificate is not an agent's".into(),
+            });
         };
         if !config.credentials.key_fits() {
-            return Err(TunnelError::Identity { fault: "the tunnel's own certificate is for another key".into() });
+            return Err(TunnelError::Identity {
+                fault: "the tunnel's own certificate is for another key".into(),
+            });
         }
         if config.servers.is_empty() || config.servers.len() > SERVERS_MAX {
-            let fault = format!("between 1 and {SERVERS_MAX} servers must be given, not {}", config.servers.len());
-            return Err(TunnelError::Credentials { what: "reading the list of servers", fault });
+            let fault = format!(
+                "between 1 and {SERVERS_MAX} servers must be given, not {}",
+                config.servers.len()
+            );
+            return Err(TunnelError::Credentials {
+                what: "reading the list of servers",
+                fault,
+            });
         }
         let connector = Connector::new(&config.credentials, &config.settings, config.local)?;
         let inner = Arc::new(Inner {
@@ -142,8 +154,11 @@ impl Dialer {
             reports: watch::Sender::new(None),
             next_link: AtomicU64::new(1),
         });
-        let protocols: &[Protocol] =
-            if config.store { &[Protocol::Control, Protocol::Store] } else { &[Protocol::Control] };
+        let protocols: &[Protocol] = if config.store {
+            &[Protocol::Control, Protocol::Store]
+        } else {
+            &[Protocol::Control]
+        };
         for server in config.servers {
             for protocol in protocols.iter().copied() {
                 let (dialer, server) = (Arc::clone(&inner), server.clone());
@@ -155,16 +170,22 @@ impl Dialer {
             }
         }
         let reporting = Arc::clone(&inner);
-        inner.parts.supervisor.spawn(TaskKind::Session, "tunnel reports", async move {
-            reporting.deliver_reports().await;
-            Ok(())
-        });
+        inner
+            .parts
+            .supervisor
+            .spawn(TaskKind::Session, "tunnel reports", async move {
+                reporting.deliver_reports().await;
+                Ok(())
+            });
         let leaving = Arc::clone(&inner);
-        inner.parts.supervisor.spawn(TaskKind::Session, "tunnel farewell", async move {
-            leaving.stopping().cancelled().await;
-            leaving.connector.close(&*leaving.parts.clock).await;
-            Ok(())
-        });
+        inner
+            .parts
+            .supervisor
+            .spawn(TaskKind::Session, "tunnel farewell", async move {
+                leaving.stopping().cancelled().await;
+                leaving.connector.close(&*leaving.parts.clock).await;
+                Ok(())
+            });
         Ok(Self { inner })
     }
 
@@ -213,7 +234,12 @@ impl Inner {
     }
 
     fn links_of(&self, protocol: Protocol) -> Vec<Arc<Link>> {
-        self.links.read().iter().filter(|link| link.protocol == protocol).map(Arc::clone).collect()
+        self.links
+            .read()
+            .iter()
+            .filter(|link| link.protocol == protocol)
+            .map(Arc::clone)
+            .collect()
     }
 
     /// Keeps one connection, dialing again with growing waits.
@@ -234,7 +260,12 @@ impl Inner {
             let mut wait = backoff.next(&*self.parts.rng);
             match &end {
                 Ok(end) => {
-                    tracing::info!(server = server.name, protocol = protocol.name(), why = end.text, "disconnected");
+                    tracing::info!(
+                        server = server.name,
+                        protocol = protocol.name(),
+                        why = end.text,
+                        "disconnected"
+                    );
                     // Not all agents of a server that restarts come back at the same moment.
                     wait += end.stay_away.mul_f64(0.5 + self.parts.rng.unit());
                     if end.superseded {
@@ -255,10 +286,17 @@ impl Inner {
         }
     }
 
-    async fn connect_and_serve(self: &Arc<Self>, server: &ServerAddress, protocol: Protocol) -> Result<LinkEnd, TunnelError> {
+    async fn connect_and_serve(
+        self: &Arc<Self>,
+        server: &ServerAddress,
+        protocol: Protocol,
+    ) -> Result<LinkEnd, TunnelError> {
         let (link, control) = link::connect(self, server, protocol).await?;
         self.links.write().push(Arc::clone(&link));
-        let _listed = Listed { inner: self, id: link.id };
+        let _listed = Listed {
+            inner: self,
+            id: link.id,
+        };
         self.bump();
         tracing::info!(server = server.name, protocol = protocol.name(), "connected");
         Ok(link::serve(self, &link, control).await)
@@ -305,7 +343,9 @@ impl Inner {
         for link in links {
             match link::report(self, &link, report).await {
                 Ok(()) => return true,
-                Err(error) => tracing::debug!(server = link.server, %error, "a report was not taken; trying the next server"),
+                Err(error) => {
+                    tracing::debug!(server = link.server, %error, "a report was not taken; trying the next server")
+                }
             }
         }
         false

@@ -69,8 +69,13 @@ struct Candidate {
 
 /// The best of `candidates`: alive before suspect, preferred before others, near before far; never one that drains.
 fn choose(candidates: &[Candidate]) -> Option<usize> {
-    let usable = candidates.iter().enumerate().filter(|(_, candidate)| !candidate.draining);
-    usable.min_by_key(|(_, c)| (c.suspect, !c.preferred, c.rtt)).map(|(index, _)| index)
+    let usable = candidates
+        .iter()
+        .enumerate()
+        .filter(|(_, candidate)| !candidate.draining);
+    usable
+        .min_by_key(|(_, c)| (c.suspect, !c.preferred, c.rtt))
+        .map(|(index, _)| index)
 }
 
 impl Inner {
@@ -104,7 +109,9 @@ impl Inner {
             }
         };
         let found = timeout(&*self.parts.clock, self.settings.connect_wait, waiting).await;
-        found.ok().flatten().ok_or_else(|| TunnelError::NotConnected { peer: "any server".into() })
+        found.ok().flatten().ok_or_else(|| TunnelError::NotConnected {
+            peer: "any server".into(),
+        })
     }
 
     pub(super) async fn store_call(&self, head: StoreHead, body: Body) -> Result<http::Response<Body>, TunnelError> {
@@ -114,12 +121,17 @@ impl Inner {
         if class == CallClass::Stream {
             return self.stream(frame, body).await;
         }
-        let message = Limited::new(body, UNARY_MAX).collect().await.map_err(|error| {
-            match error.downcast::<TunnelError>() {
-                Ok(error) => *error,
-                Err(_too_long) => TunnelError::TooLarge { what: "the message of a store call", limit: UNARY_MAX },
-            }
-        })?;
+        let message =
+            Limited::new(body, UNARY_MAX)
+                .collect()
+                .await
+                .map_err(|error| match error.downcast::<TunnelError>() {
+                    Ok(error) => *error,
+                    Err(_too_long) => TunnelError::TooLarge {
+                        what: "the message of a store call",
+                        limit: UNARY_MAX,
+                    },
+                })?;
         let message = message.to_bytes();
         match class {
             CallClass::Read => self.read(frame, message).await,
@@ -213,13 +225,22 @@ impl Inner {
 
     async fn attempt(&self, link: &Link, frame: BytesMut, message: Bytes) -> Result<http::Response<Body>, TunnelError> {
         let streams = self.open(link).await?;
-        client::call(streams, link.conn.peer(), frame, full_body(message), &self.parts.supervisor).await
+        client::call(
+            streams,
+            link.conn.peer(),
+            frame,
+            full_body(message),
+            &self.parts.supervisor,
+        )
+        .await
     }
 
     async fn open(&self, link: &Link) -> Result<(crate::quic::QuicSend, crate::quic::QuicRecv), TunnelError> {
         timeout(&*self.parts.clock, STREAM_WAIT, link.conn.open(0))
             .await
-            .map_err(|_elapsed| TunnelError::Busy { peer: link.conn.peer().to_owned() })?
+            .map_err(|_elapsed| TunnelError::Busy {
+                peer: link.conn.peer().to_owned(),
+            })?
     }
 }
 
@@ -241,7 +262,12 @@ mod tests {
     #[test]
     fn the_best_connection() {
         let ms = Duration::from_millis;
-        let c = |preferred, suspect, draining, rtt| Candidate { preferred, suspect, draining, rtt: ms(rtt) };
+        let c = |preferred, suspect, draining, rtt| Candidate {
+            preferred,
+            suspect,
+            draining,
+            rtt: ms(rtt),
+        };
         let cases: [(&[Candidate], Option<usize>); 6] = [
             (&[], None),
             (&[c(false, false, false, 80), c(false, false, false, 20)], Some(1)),

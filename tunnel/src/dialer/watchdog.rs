@@ -91,6 +91,9 @@ mod tests {
     fn long_paths_get_more_patience() {
         let keep_alive = Duration::from_millis(400);
         assert_eq!(suspect_after(LIMIT, keep_alive, Duration::from_millis(80)), LIMIT);
-        assert_eq!(suspect_after(LIMIT, keep_alive, Duration::from_millis(400)), Duration::from_millis(1600));
+        assert_eq!(
+            suspect_after(LIMIT, keep_alive, Duration::from_millis(400)),
+            Duration::from_millis(1600)
+        );
     }
 }

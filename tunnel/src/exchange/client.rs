@@ -82,5 +82,7 @@ pub(crate) async fn upgrade<S: SendHalf, R: RecvHalf>(
         // The answer is there; that the other end no longer listens takes nothing from it.
         tracing::debug!(%error, "the end of a request that was not switched was not taken");
     }
-    Ok(Upgraded::Answered(response.map(|()| IncomingBody::new(reader, None).boxed_unsync())))
+    Ok(Upgraded::Answered(
+        response.map(|()| IncomingBody::new(reader, None).boxed_unsync()),
+    ))
 }

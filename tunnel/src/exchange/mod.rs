@@ -10,3 +10,5 @@ pub(crate) mod server;
 pub(crate) mod splice;
 pub(crate) mod writer;
 
+#[cfg(test)]
+mod tests;

@@ -32,7 +32,14 @@ impl<R: RecvHalf> FrameReader<R> {
     /// A reader at the start of a stream from `peer`.
     pub(crate) fn new(recv: R, grammar: Grammar, peer: &str, on_drop: Code) -> Self {
         let decoder = Decoder::new(grammar);
-        Self { recv: Some(recv), buffer: BytesMut::new(), decoder, bulk: false, peer: peer.to_owned(), on_drop }
+        Self {
+            recv: Some(recv),
+            buffer: BytesMut::new(),
+            decoder,
+            bulk: false,
+            peer: peer.to_owned(),
+            on_drop,
+        }
     }
 
     fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Item>, TunnelError>> {
@@ -45,7 +52,9 @@ impl<R: RecvHalf> FrameReader<R> {
                     return Poll::Ready(Err(error));
                 }
             }
-            let Some(recv) = &mut self.recv else { return Poll::Ready(Ok(None)) };
+            let Some(recv) = &mut self.recv else {
+                return Poll::Ready(Ok(None));
+            };
             // A body that fills the buffer gets larger reads; an idle stream keeps little memory.
             self.buffer.reserve(if self.bulk { READ_BULK } else { READ_MIN });
             match ready!(tokio_util::io::poll_read_buf(Pin::new(recv), cx, &mut self.buffer)) {
@@ -120,7 +129,11 @@ pub(crate) struct IncomingBody<R: RecvHalf> {
 impl<R: RecvHalf> IncomingBody<R> {
     /// The body that follows a head.
     pub(crate) fn new(reader: FrameReader<R>, upload: Option<DropGuard>) -> Self {
-        Self { reader, done: false, _upload: upload }
+        Self {
+            reader,
+            done: false,
+            _upload: upload,
+        }
     }
 
     fn end(&mut self, cx: &mut Context<'_>, bytes: Bytes) -> Option<Result<Frame<Bytes>, TunnelError>> {
@@ -173,7 +186,11 @@ impl<R: RecvHalf> RawReader<R> {
     /// The raw rest of a stream.
     pub(crate) fn new(reader: FrameReader<R>) -> Self {
         let (recv, ahead) = reader.into_raw();
-        Self { ahead, recv, ended: false }
+        Self {
+            ahead,
+            recv,
+            ended: false,
+        }
     }
 }
 
@@ -185,7 +202,9 @@ impl<R: RecvHalf> tokio::io::AsyncRead for RawReader<R> {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        let Some(recv) = &mut self.recv else { return Poll::Ready(Ok(())) };
+        let Some(recv) = &mut self.recv else {
+            return Poll::Ready(Ok(()));
+        };
         let outcome = ready!(Pin::new(recv).poll_read(cx, buf));
         self.ended = outcome.is_err() || (buf.filled().len() == before && buf.remaining() > 0);
         Poll::Ready(outcome)

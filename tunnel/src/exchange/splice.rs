@@ -23,7 +23,11 @@ pub async fn splice(a: TunnelIo, b: TunnelIo, clock: &dyn Clock) -> Result<(), T
     let progress = Progress::default();
     let forth = copy(&mut a_read, &mut b_write, &progress);
     let back = copy(&mut b_read, &mut a_write, &progress);
-    let both = async { tokio::try_join!(forth, back).map(|((), ())| ()).map_err(TunnelError::Io) };
+    let both = async {
+        tokio::try_join!(forth, back)
+            .map(|((), ())| ())
+            .map_err(TunnelError::Io)
+    };
     tokio::pin!(both);
     tokio::select! {
         biased;
@@ -38,7 +42,9 @@ pub async fn splice(a: TunnelIo, b: TunnelIo, clock: &dyn Clock) -> Result<(), T
             () = clock.sleep(LINGER) => {}
         }
         if progress.moved.load(Ordering::Relaxed) == before {
-            return Err(TunnelError::Deadline { what: "the open half of a switched connection".into() });
+            return Err(TunnelError::Deadline {
+                what: "the open half of a switched connection".into(),
+            });
         }
     }
 }

@@ -34,7 +34,11 @@ pub(crate) enum Sent {
 impl<S: SendHalf> FrameWriter<S> {
     /// A writer at the start of a stream to `peer`.
     pub(crate) fn new(send: S, peer: &str) -> Self {
-        Self { send, buffer: BytesMut::new(), peer: peer.to_owned() }
+        Self {
+            send,
+            buffer: BytesMut::new(),
+            peer: peer.to_owned(),
+        }
     }
 
     /// Where to put frames before [`FrameWriter::flush`].

@@ -64,7 +64,9 @@ pub struct Parts {
 
 impl fmt::Debug for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Parts").field("supervisor", &self.supervisor).finish_non_exhaustive()
+        f.debug_struct("Parts")
+            .field("supervisor", &self.supervisor)
+            .finish_non_exhaustive()
     }
 }
 
@@ -111,7 +113,9 @@ pub struct Hub {
 
 impl fmt::Debug for Hub {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hub").field("name", &self.inner.name).finish_non_exhaustive()
+        f.debug_struct("Hub")
+            .field("name", &self.inner.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -120,10 +124,14 @@ impl Hub {
     /// that are there are sent away.
     pub fn start(config: HubConfig, parts: Parts, events: Arc<dyn ServerEvents>) -> Result<Self, TunnelError> {
         let Identity::Server(name) = config.credentials.identity()? else {
-            return Err(TunnelError::Identity { fault: "the tunnel's own certificate is not a server's".into() });
+            return Err(TunnelError::Identity {
+                fault: "the tunnel's own certificate is not a server's".into(),
+            });
         };
         if !config.credentials.key_fits() {
-            return Err(TunnelError::Identity { fault: "the tunnel's own certificate is for another key".into() });
+            return Err(TunnelError::Identity {
+                fault: "the tunnel's own certificate is for another key".into(),
+            });
         }
         let rng = Arc::clone(&parts.rng);
         let listener = Listener::bind(config.listen, &config.credentials, &config.settings, rng)?;
@@ -144,10 +152,18 @@ impl Hub {
         });
         let supervisor = inner.parts.supervisor.clone();
         let accepting = Arc::clone(&inner);
-        supervisor.spawn(TaskKind::Listener, "tunnel listener", async move { accepting.accept().await });
+        supervisor.spawn(TaskKind::Listener, "tunnel listener", async move {
+            accepting.accept().await
+        });
         let leaving = Arc::clone(&inner);
         supervisor.spawn(TaskKind::Session, "tunnel drain", async move {
-            leaving.parts.supervisor.shutdown_token().phase(Phase::Agents).cancelled().await;
+            leaving
+                .parts
+                .supervisor
+                .shutdown_token()
+                .phase(Phase::Agents)
+                .cancelled()
+                .await;
             leaving.drain().await;
             Ok(())
         });
@@ -177,20 +193,24 @@ impl Hub {
 
     fn session(&self, cluster: &str) -> Result<Arc<Session>, TunnelError> {
         if self.inner.draining.is_cancelled() {
-            return Err(TunnelError::Draining { peer: format!("server {}", self.inner.name) });
+            return Err(TunnelError::Draining {
+                peer: format!("server {}", self.inner.name),
+            });
         }
         let sessions = self.inner.sessions.read();
         let session = sessions.get(cluster).and_then(|slots| slots.control.as_ref());
-        session
-            .map(Arc::clone)
-            .ok_or_else(|| TunnelError::NotConnected { peer: Identity::Agent(cluster.to_owned()).to_string() })
+        session.map(Arc::clone).ok_or_else(|| TunnelError::NotConnected {
+            peer: Identity::Agent(cluster.to_owned()).to_string(),
+        })
     }
 
     async fn open(&self, session: &Session, priority: i32) -> Result<(QuicSend, QuicRecv), TunnelError> {
         let wait = self.inner.settings.connect_wait;
         timeout(&*self.inner.parts.clock, wait, session.conn.open(priority))
             .await
-            .map_err(|_elapsed| TunnelError::Busy { peer: session.conn.peer().to_owned() })?
+            .map_err(|_elapsed| TunnelError::Busy {
+                peer: session.conn.peer().to_owned(),
+            })?
     }
 
     /// Runs an exchange, and gives the connection up when the agent does not even acknowledge its head.
@@ -226,7 +246,8 @@ impl AgentHub for Hub {
         let mut frame = BytesMut::new();
         RequestHead { upgrade: true, ..head }.put(&mut frame)?;
         let streams = self.open(&session, PRIORITY_INTERACTIVE).await?;
-        self.alive(&session, client::upgrade(streams, session.conn.peer(), frame)).await
+        self.alive(&session, client::upgrade(streams, session.conn.peer(), frame))
+            .await
     }
 
     fn send_intent(&self, cluster: &str, intent: Bytes) -> bool {
@@ -241,7 +262,11 @@ impl AgentHub for Hub {
 
     fn sessions(&self) -> Vec<SessionInfo> {
         let sessions = self.inner.sessions.read();
-        sessions.values().filter_map(|slots| slots.control.as_ref()).map(|session| session.info.clone()).collect()
+        sessions
+            .values()
+            .filter_map(|slots| slots.control.as_ref())
+            .map(|session| session.info.clone())
+            .collect()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
@@ -281,12 +306,16 @@ impl Inner {
                 return Ok(());
             };
             let in_progress = self.handshakes.load(Ordering::Relaxed);
-            let Some(arriving) = arriving.screen(in_progress, &self.settings) else { continue };
+            let Some(arriving) = arriving.screen(in_progress, &self.settings) else {
+                continue;
+            };
             let hub = Arc::clone(&self);
-            self.parts.supervisor.spawn(TaskKind::Session, "tunnel session", async move {
-                hub.receive(arriving).await;
-                Ok(())
-            });
+            self.parts
+                .supervisor
+                .spawn(TaskKind::Session, "tunnel session", async move {
+                    hub.receive(arriving).await;
+                    Ok(())
+                });
         }
     }
 
@@ -299,9 +328,13 @@ impl Inner {
         let outcome = match shaken {
             Ok(Ok((conn, Protocol::Enrol, _))) => self.enrol(conn).await,
             Ok(Ok((conn, protocol, Some(cluster)))) => session::run(&self, conn, protocol, cluster).await,
-            Ok(Ok((_, _, None))) => Err(TunnelError::Identity { fault: "no certificate was shown".into() }),
+            Ok(Ok((_, _, None))) => Err(TunnelError::Identity {
+                fault: "no certificate was shown".into(),
+            }),
             Ok(Err(error)) => Err(error),
-            Err(_elapsed) => Err(TunnelError::Deadline { what: "a handshake".into() }),
+            Err(_elapsed) => Err(TunnelError::Deadline {
+                what: "a handshake".into(),
+            }),
         };
         if let Err(error) = outcome {
             tracing::info!(server = self.name, %error, "a connection to the tunnel ended");
@@ -312,7 +345,9 @@ impl Inner {
         let counted = Counted::new(&self.enrolments);
         if counted.0.load(Ordering::Relaxed) > self.settings.enrolments_max {
             conn.close(Code::Busy, "too many enrolments at once; try again");
-            return Err(TunnelError::Busy { peer: format!("server {}", self.name) });
+            return Err(TunnelError::Busy {
+                peer: format!("server {}", self.name),
+            });
         }
         let exchange = async {
             let (streams, _guard) = conn.accept(0).await?;
@@ -332,12 +367,20 @@ impl Inner {
         self.exchanges.close();
         if !self.sessions.read().is_empty() {
             // Calls that are on their way cross the news that this server drains; they are turned away unread.
-            self.parts.clock.sleep(DRAIN_NOTICE.min(self.settings.drain_grace)).await;
+            self.parts
+                .clock
+                .sleep(DRAIN_NOTICE.min(self.settings.drain_grace))
+                .await;
         }
         let waited = timeout(&*self.parts.clock, self.settings.drain_grace, self.exchanges.wait()).await;
         if waited.is_err() {
-            tracing::debug!(left = self.exchanges.len(), "exchanges that were still going on are broken off");
+            tracing::debug!(
+                left = self.exchanges.len(),
+                "exchanges that were still going on are broken off"
+            );
         }
-        self.listener.close(Code::Draining, "the server shuts down", &*self.parts.clock).await;
+        self.listener
+            .close(Code::Draining, "the server shuts down", &*self.parts.clock)
+            .await;
     }
 }

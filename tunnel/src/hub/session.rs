@@ -34,12 +34,7 @@ pub(super) struct Session {
 type ControlStream = (FrameWriter<QuicSend>, FrameReader<QuicRecv>);
 
 /// Greets the agent and serves it until the connection ends.
-pub(super) async fn run(
-    hub: &Arc<Inner>,
-    conn: Conn,
-    protocol: Protocol,
-    cluster: String,
-) -> Result<(), TunnelError> {
+pub(super) async fn run(hub: &Arc<Inner>, conn: Conn, protocol: Protocol, cluster: String) -> Result<(), TunnelError> {
     let clock = &*hub.parts.clock;
     let greeted = timeout(clock, hub.settings.handshake, greet(hub, &conn)).await;
     let (hello, control) = match greeted.map_err(TunnelError::deadline("an agent's greeting")) {
@@ -68,7 +63,12 @@ pub(super) async fn run(
     tracing::info!(cluster = session.info.cluster, protocol = protocol.name(), remote = %session.info.remote, "agent connected");
     let ended = serve(hub, &session, control).await;
     hub.leave(&session, &ended);
-    tracing::info!(cluster = session.info.cluster, protocol = protocol.name(), why = ended.text, "agent disconnected");
+    tracing::info!(
+        cluster = session.info.cluster,
+        protocol = protocol.name(),
+        why = ended.text,
+        "agent disconnected"
+    );
     Ok(())
 }
 
@@ -81,7 +81,13 @@ async fn greet(hub: &Inner, conn: &Conn) -> Result<(Hello, ControlStream), Tunne
     let mut writer = FrameWriter::new(send, conn.peer());
     let (_, bytes) = reader.message(&[Kind::Hello]).await?;
     let hello: Hello = wire::read(Kind::Hello, bytes)?;
-    wire::put(Kind::Welcome, &Welcome { version: hub.version.clone() }, writer.buffer())?;
+    wire::put(
+        Kind::Welcome,
+        &Welcome {
+            version: hub.version.clone(),
+        },
+        writer.buffer(),
+    )?;
     writer.flush().await?;
     Ok((hello, (writer, reader)))
 }
@@ -91,14 +97,19 @@ impl Inner {
     fn enter(&self, session: &Arc<Session>) -> Result<(), TunnelError> {
         let mut sessions = self.sessions.write();
         if !sessions.contains_key(&session.info.cluster) && sessions.len() >= self.settings.sessions_max {
-            session.conn.close(Code::Busy, "this server has all the agents it takes");
-            return Err(TunnelError::Busy { peer: format!("server {}", self.name) });
+            session
+                .conn
+                .close(Code::Busy, "this server has all the agents it takes");
+            return Err(TunnelError::Busy {
+                peer: format!("server {}", self.name),
+            });
         }
         let slots = sessions.entry(session.info.cluster.clone()).or_default();
         let older = slots.of(session.protocol).replace(Arc::clone(session));
         if let Some(older) = older.filter(|older| !older.conn.is_closed()) {
             if older.info.boot_id != session.info.boot_id {
-                let fight = slots.pushed_out.replace(older.info.boot_id.clone()).as_ref() == Some(&session.info.boot_id);
+                let fight =
+                    slots.pushed_out.replace(older.info.boot_id.clone()).as_ref() == Some(&session.info.boot_id);
                 if fight {
                     tracing::error!(
                         cluster = session.info.cluster,
@@ -106,7 +117,9 @@ impl Inner {
                     );
                 }
             }
-            older.conn.close(Code::Superseded, "a newer session of this agent took over");
+            older
+                .conn
+                .close(Code::Superseded, "a newer session of this agent took over");
         }
         drop(sessions);
         if session.protocol == Protocol::Store {
@@ -119,7 +132,9 @@ impl Inner {
 
     fn leave(&self, session: &Arc<Session>, ended: &Ended) {
         let mut sessions = self.sessions.write();
-        let Some(slots) = sessions.get_mut(&session.info.cluster) else { return };
+        let Some(slots) = sessions.get_mut(&session.info.cluster) else {
+            return;
+        };
         let slot = slots.of(session.protocol);
         if slot.as_ref().is_none_or(|current| current.id != session.id) {
             return;
@@ -212,7 +227,11 @@ async fn listen(mut reader: FrameReader<QuicRecv>) -> Result<(), TunnelError> {
 /// Takes in what the agent opens: reports, or store calls. How many at a time is the stream limit's business.
 async fn accept(hub: &Arc<Inner>, session: &Arc<Session>) -> Result<(), TunnelError> {
     // A report is small and rare; more of its streams would only help an agent that misbehaves.
-    let most = if session.protocol == Protocol::Store { hub.settings.streams_max } else { 0 };
+    let most = if session.protocol == Protocol::Store {
+        hub.settings.streams_max
+    } else {
+        0
+    };
     loop {
         let (streams, guard) = session.conn.accept(most).await?;
         if hub.draining.is_cancelled() {
@@ -248,7 +267,9 @@ async fn store_call(
         .map_err(TunnelError::deadline("the head of a store call"))??;
     match head {
         Head::Store(head) => {
-            exchange.answer(|body| hub.events.store_call(&session.info.cluster, head, body)).await
+            exchange
+                .answer(|body| hub.events.store_call(&session.info.cluster, head, body))
+                .await
         }
         Head::Request(_) => Err(TunnelError::malformed("stream", "a request where a store call must be")),
     }
@@ -263,7 +284,11 @@ async fn report(
     let peer = session.conn.peer();
     let mut reader = FrameReader::new(recv, Grammar::Report, peer, Code::None);
     let mut writer = FrameWriter::new(send, peer);
-    let reading = timeout(&*hub.parts.clock, hub.settings.handshake, reader.message(&[Kind::Report]));
+    let reading = timeout(
+        &*hub.parts.clock,
+        hub.settings.handshake,
+        reader.message(&[Kind::Report]),
+    );
     let (_, report) = reading.await.map_err(TunnelError::deadline("a report"))??;
     hub.events.report(&session.info.cluster, report).await;
     frame::put(Kind::Ack, &[], writer.buffer())?;
