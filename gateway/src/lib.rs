@@ -1,1 +1,109 @@
-//! skeleton
+//! The HTTPS front door of every server: authentication, authorization, the management API in Kubernetes' style, and the
+//! impersonating proxy to the API servers of tenant clusters and connected clusters.
+//!
+//! - [`listen`]: TLS, HTTP/1.1 and HTTP/2 on one port, limits, drain.
+//! - `middleware`: what every request goes through, in one order.
+//! - `router`: from a path to the part that answers.
+//! - `authn`, `authz`: who asks, and whether he may.
+//! - `kinds`, `apiserver`: the table of kinds, and the machinery around it.
+//! - `proxy`: requests for other API servers; the outgoing request is built anew from what is allowed.
+//! - `ops`: health, version, metrics.
+//!
+//! Nothing here is remembered between requests but counters: any server answers any request.
+
+mod answer;
+mod apiserver;
+mod authn;
+mod authz;
+mod body;
+mod error;
+mod kinds;
+mod listen;
+mod meters;
+mod middleware;
+mod ops;
+mod parts;
+mod proxy;
+mod query;
+mod rights;
+mod router;
+
+pub use authn::{ACCESS_KEY_PREFIX, ENROLMENT_TOKEN_PREFIX, access_key, enrolment_token};
+pub use error::GatewayError;
+pub use listen::tls_config;
+pub use parts::{ClusterStatus, GatewayParts, Limits};
+
+use apiserver::backend::Backend;
+use authn::Authenticator;
+use authn::revocation::{Changes, watch_rights};
+use hanse_runtime::shutdown::{Phase, Shutdown};
+use meters::Meters;
+use std::fmt;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+/// The gateway of one server. Cheap to clone.
+#[derive(Clone)]
+pub struct Gateway {
+    inner: Arc<Inner>,
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gateway(..)")
+    }
+}
+
+/// What all requests share.
+pub(crate) struct Inner {
+    pub(crate) parts: GatewayParts,
+    pub(crate) backend: Backend,
+    pub(crate) authenticator: Authenticator,
+    pub(crate) changes: Changes,
+    pub(crate) requests: Arc<Semaphore>,
+    pub(crate) streams: Arc<Semaphore>,
+    pub(crate) meters: Meters,
+    pub(crate) shutdown: Shutdown,
+}
+
+impl Gateway {
+    /// Puts a gateway together. It begins to follow changes of keys, users and projects at once.
+    pub fn new(parts: GatewayParts) -> Self {
+        let backend = Backend {
+            objects: parts.objects.clone(),
+            clock: parts.clock.clone(),
+            rng: parts.rng.clone(),
+            cluster_status: Arc::clone(&parts.cluster_status),
+            ca_sha256: parts.ca_sha256.clone(),
+        };
+        let inner = Inner {
+            authenticator: Authenticator::new(parts.objects.clone(), parts.clock.clone()),
+            changes: watch_rights(&parts.objects, &parts.clock, &parts.rng, &parts.supervisor),
+            requests: Arc::new(Semaphore::new(parts.limits.requests)),
+            streams: Arc::new(Semaphore::new(parts.limits.streams)),
+            meters: Meters::new(&parts.metrics),
+            shutdown: parts.supervisor.shutdown_token(),
+            backend,
+            parts,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Serves `listener` until the shutdown begins, then lets requests in flight end. Make `tls` with [`tls_config`].
+    pub async fn serve(&self, listener: TcpListener, tls: Arc<rustls::ServerConfig>) -> Result<(), GatewayError> {
+        listen::serve(Arc::clone(&self.inner), listener, tls).await
+    }
+}
+
+impl Inner {
+    /// Whether the server is about to stop.
+    pub(crate) fn draining(&self) -> bool {
+        self.shutdown.is_cancelled()
+    }
+
+    /// Completes when streams shall end.
+    pub(crate) async fn drain(&self) {
+        self.shutdown.phase(Phase::Drain).cancelled().await;
+    }
+}

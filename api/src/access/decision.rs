@@ -66,7 +66,17 @@ pub fn decide(principal: &Principal, action: &Action<'_>, target: &Target<'_>, r
     }
     let admin_of = |project: &str| roles.project_admin.iter().any(|p| p == project);
     match target {
-        Target::Path(_) if matches!(action.verb, "get") => allow("discovery is open to every caller".into()),
+        Target::Path(path) if matches!(action.verb, "get" | "head") && is_discovery(path) => {
+            allow("discovery is open to every caller".into())
+        }
+        Target::Resource { group, resource, subresource: None, namespace: None, .. } if about_himself(group, resource) => {
+            allow("questions about the caller himself are open to every caller".into())
+        }
+        Target::Resource { resource: "users", subresource: None, namespace: None, name: Some(name), .. }
+            if action.verb == "get" && *name == principal.user =>
+        {
+            allow("every caller may look at himself".into())
+        }
         Target::Tenant { project, .. } if admin_of(project) => allow(format!("admin of project {project}")),
         Target::Resource {
             namespace: Some(namespace),
@@ -84,6 +94,22 @@ pub fn decide(principal: &Principal, action: &Action<'_>, target: &Target<'_>, r
             deny(principal, action)
         }
     }
+}
+
+/// Paths that say what an API offers, and nothing about what is in it.
+fn is_discovery(path: &str) -> bool {
+    let below = |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    path == "/" || ["/api", "/apis", "/openapi", "/version", "/healthz", "/livez", "/readyz"].iter().any(|root| below(root))
+}
+
+/// Resources that only ever show or change what is the caller's own.
+fn about_himself(group: &str, resource: &str) -> bool {
+    matches!(
+        (group, resource),
+        ("management.loft.sh", "selves" | "selfsubjectaccessreviews" | "ownedaccesskeys")
+            | ("authorization.k8s.io", "selfsubjectaccessreviews")
+            | ("authentication.k8s.io", "selfsubjectreviews")
+    )
 }
 
 fn deny(principal: &Principal, action: &Action<'_>) -> Decision {
@@ -154,6 +180,25 @@ mod tests {
         };
         assert!(decide(&user(&[]), &Action { verb: "list" }, &vcis("p-x"), &roles).allowed);
         assert!(!decide(&user(&[]), &Action { verb: "list" }, &vcis("p-y"), &roles).allowed);
+    }
+
+    #[test]
+    fn every_caller_may_ask_about_himself_and_what_there_is() {
+        let may = |verb, target: &Target<'_>| decide(&user(&[]), &Action { verb }, target, &Roles::default()).allowed;
+        for path in ["/", "/api", "/apis/hanse.dev/v1", "/openapi/v3", "/version"] {
+            assert!(may("get", &Target::Path(path)), "{path}");
+        }
+        for path in ["/metrics", "/apisx", "/debug"] {
+            assert!(!may("get", &Target::Path(path)), "{path}");
+        }
+        assert!(!may("post", &Target::Path("/api")));
+        let resource = |group, resource, name| Target::Resource { group, resource, subresource: None, namespace: None, name };
+        assert!(may("create", &resource("management.loft.sh", "selves", None)));
+        assert!(!may("create", &resource("other", "selves", None)));
+        assert!(may("get", &resource("management.loft.sh", "users", Some("u"))));
+        assert!(!may("get", &resource("management.loft.sh", "users", Some("v"))));
+        assert!(!may("delete", &resource("management.loft.sh", "users", Some("u"))));
+        assert!(!may("list", &resource("management.loft.sh", "users", None)));
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! `management.loft.sh/v1` Cluster: a place where tenant control planes run, with one agent.
 
+use super::invalid;
+use crate::kinds::ANNOTATION_REGION;
 use crate::meta::{Condition, Object};
+use crate::name;
+use crate::status::Cause;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -43,4 +47,35 @@ pub struct ClusterStatus {
     /// Observations.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+/// Every fault of a connected cluster at once.
+pub fn validate(cluster: &Cluster) -> Vec<Cause> {
+    let mut faults = Vec::new();
+    if let Err(why) = name::check_label(&cluster.metadata.name) {
+        faults.push(invalid("metadata.name", format!("Invalid value: {:?}: {why}", cluster.metadata.name)));
+    }
+    if let Some(region) = cluster.metadata.annotations.get(ANNOTATION_REGION)
+        && let Err(why) = name::check_label(region)
+    {
+        let field = format!("metadata.annotations[{ANNOTATION_REGION}]");
+        faults.push(invalid(&field, format!("Invalid value: {region:?}: {why}")));
+    }
+    faults
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_regions_are_labels() {
+        let mut cluster = Cluster::default();
+        cluster.metadata.name = "eu-1".into();
+        assert!(validate(&cluster).is_empty());
+        cluster.metadata.name = "EU".into();
+        cluster.metadata.annotations.insert(ANNOTATION_REGION.into(), "not a region".into());
+        let fields: Vec<String> = validate(&cluster).into_iter().map(|f| f.field).collect();
+        assert_eq!(fields, ["metadata.name", "metadata.annotations[hanse.dev/region]"]);
+    }
 }

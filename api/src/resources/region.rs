@@ -1,6 +1,9 @@
 //! `hanse.dev/v1` Region: a place with its own failure domain.
 
+use super::invalid;
 use crate::meta::{Condition, Object};
+use crate::name;
+use crate::status::Cause;
 use serde::{Deserialize, Serialize};
 
 /// A region.
@@ -27,4 +30,12 @@ pub struct RegionStatus {
     /// Observations.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+/// Every fault of a region at once.
+pub fn validate(region: &Region) -> Vec<Cause> {
+    match name::check_label(&region.metadata.name) {
+        Ok(()) => Vec::new(),
+        Err(why) => vec![invalid("metadata.name", format!("Invalid value: {:?}: {why}", region.metadata.name))],
+    }
 }

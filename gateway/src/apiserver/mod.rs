@@ -1,0 +1,270 @@
+//! The management API in Kubernetes' style: generic machinery around the table of kinds.
+
+pub(crate) mod backend;
+mod create;
+mod delete;
+mod discovery;
+mod list;
+mod negotiation;
+pub(crate) mod object;
+mod openapi;
+mod options;
+mod patch;
+mod protobuf;
+mod selector;
+mod special;
+mod table;
+mod update;
+mod watch;
+
+use crate::authn::Identity;
+use crate::body::{self, Body, Response};
+use crate::kinds::{self, Caller, Kind};
+use crate::proxy::path::{self, RequestInfo};
+use crate::query::Query;
+use crate::{answer, authz, ops};
+use backend::Backend;
+use futures::future::BoxFuture;
+use hanse_api::access::{Principal, Target};
+use hanse_api::status::{Reason, Status};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use http::{Method, StatusCode};
+use serde_json::Value;
+use table::{Include, Shaper};
+
+/// A request to the management API, after authentication.
+pub(crate) struct ApiRequest<'a> {
+    pub(crate) method: &'a Method,
+    /// Path below `/kubernetes/management`, as it came.
+    pub(crate) path: &'a str,
+    pub(crate) query: &'a Query,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) body: Body,
+    /// Most bytes of the body.
+    pub(crate) body_limit: usize,
+    /// Whose credentials they are.
+    pub(crate) identity: &'a Identity,
+    /// Who the request runs as; differs when the caller impersonates.
+    pub(crate) principal: &'a Principal,
+    /// Completes when a long answer must end early.
+    pub(crate) end: BoxFuture<'static, ()>,
+}
+
+/// A request for objects of one kind.
+pub(crate) struct Call<'a> {
+    pub(crate) kind: &'static dyn Kind,
+    pub(crate) info: &'a RequestInfo,
+    pub(crate) query: &'a Query,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) principal: &'a Principal,
+    pub(crate) dry_run: bool,
+}
+
+impl Call<'_> {
+    pub(crate) fn name(&self) -> &str {
+        &self.info.name
+    }
+
+    /// The namespace of the URL, empty for a kind that has none.
+    pub(crate) fn namespace(&self) -> &str {
+        if self.kind.names().namespaced {
+            &self.info.namespace
+        } else {
+            ""
+        }
+    }
+
+    fn namespace_filter(&self) -> Option<&str> {
+        Some(self.namespace()).filter(|n| !n.is_empty())
+    }
+
+    fn status(&self) -> bool {
+        self.info.subresource == "status"
+    }
+
+    fn caller(&self) -> Caller<'_> {
+        Caller {
+            principal: self.principal,
+            extended: self.query.flag("extended"),
+        }
+    }
+
+    fn shaper(&self) -> Result<Shaper, Box<Status>> {
+        let form = negotiation::form(self.headers, false)?;
+        Ok(Shaper {
+            kind: self.kind,
+            form,
+            include: Include::read(self.query.first("includeObject")),
+        })
+    }
+}
+
+/// Reads what a request asks for; the same rules as for proxied ones.
+pub(crate) fn info(method: &Method, path: &str, query: &Query) -> Result<RequestInfo, Box<Status>> {
+    path::parse(path, method, query).map_err(|bad| Box::new(Status::new(Reason::BadRequest, bad.0)))
+}
+
+/// Answers a request.
+pub(crate) async fn serve(backend: &Backend, request: ApiRequest<'_>) -> Result<Response, Box<Status>> {
+    let info = info(request.method, request.path, request.query)?;
+    if !info.is_resource {
+        authz::authorize(
+            backend,
+            request.principal,
+            &[info.verb.as_str()],
+            &Target::Path(&info.path),
+        )
+        .await?;
+        return documents(&info.path, &request);
+    }
+    if info.deeper || (info.verb == "watch" && !request.query.flag("watch")) {
+        return Err(unknown());
+    }
+    if special::is_special(&info) {
+        return special::serve(backend, &info, request).await;
+    }
+    let kind = kinds::find(&info.group, &info.version, &info.resource).ok_or_else(unknown)?;
+    resource(backend, kind, &info, request).await
+}
+
+async fn resource(
+    backend: &Backend,
+    kind: &'static dyn Kind,
+    info: &RequestInfo,
+    request: ApiRequest<'_>,
+) -> Result<Response, Box<Status>> {
+    let names = kind.names();
+    let is_namespace = names.group.is_empty() && names.plural == "namespaces";
+    let misplaced = !names.namespaced && !info.namespace.is_empty() && !is_namespace;
+    let one = !matches!(info.verb.as_str(), "list" | "watch" | "deletecollection" | "create");
+    let nowhere = names.namespaced && info.namespace.is_empty() && (one || info.verb == "create");
+    if misplaced || nowhere {
+        return Err(unknown());
+    }
+    authz::authorize(backend, request.principal, &[info.verb.as_str()], &target(info)).await?;
+    let status = info.subresource == "status" && kind.has_status();
+    if !info.subresource.is_empty() && !status {
+        return Err(unknown());
+    }
+    if !kind.verbs().contains(&info.verb.as_str())
+        || (status && !matches!(info.verb.as_str(), "get" | "update" | "patch"))
+    {
+        return Err(not_allowed());
+    }
+    let call = Call {
+        kind,
+        info,
+        query: request.query,
+        headers: request.headers,
+        principal: request.principal,
+        dry_run: dry_run(request.query)?,
+    };
+    let read = body::read(request.headers, request.body, request.body_limit);
+    match info.verb.as_str() {
+        "get" => list::get(backend, &call).await,
+        "list" => list::list(backend, &call).await,
+        "watch" => watch::watch(backend, &call, request.end).await,
+        "create" if info.name.is_empty() => create::create(backend, &call, &read.await?).await,
+        "update" => update::update(backend, &call, &read.await?).await,
+        "patch" => update::patch(backend, &call, &read.await?).await,
+        "delete" => delete::delete(backend, &call, &read.await?).await,
+        _ => Err(not_allowed()),
+    }
+}
+
+/// What a request is about, for the authorizer.
+pub(crate) fn target(info: &RequestInfo) -> Target<'_> {
+    Target::Resource {
+        group: &info.group,
+        resource: &info.resource,
+        subresource: Some(info.subresource.as_str()).filter(|s| !s.is_empty()),
+        namespace: Some(info.namespace.as_str()).filter(|s| !s.is_empty()),
+        name: Some(info.name.as_str()).filter(|s| !s.is_empty()),
+    }
+}
+
+fn dry_run(query: &Query) -> Result<bool, Box<Status>> {
+    let mut any = false;
+    for value in query.all("dryRun") {
+        if value != "All" {
+            let message = format!("invalid dryRun {value:?}: the only supported value is \"All\"");
+            return Err(Box::new(Status::new(Reason::BadRequest, message)));
+        }
+        any = true;
+    }
+    match query.first("fieldValidation").unwrap_or_default() {
+        "" | "Ignore" | "Warn" | "Strict" => Ok(any),
+        other => {
+            let message = format!("invalid fieldValidation {other:?}: supported values are Ignore, Warn and Strict");
+            Err(Box::new(Status::new(Reason::BadRequest, message)))
+        }
+    }
+}
+
+fn documents(path: &str, request: &ApiRequest<'_>) -> Result<Response, Box<Status>> {
+    if !matches!(request.method.as_str(), "GET" | "HEAD") {
+        return Err(not_allowed());
+    }
+    let json = |value: &Value| Ok(answer::json(StatusCode::OK, value));
+    match path.trim_end_matches('/') {
+        "/version" => return json(&ops::version()),
+        "/openapi/v3" => return json(&openapi::index()),
+        "/openapi/v2" => {
+            // kubectl asks for protobuf here and gets on without; it must not be given JSON instead.
+            negotiation::form(request.headers, false)?;
+            return json(&openapi::version_2());
+        }
+        trimmed => {
+            if let Some(document) = trimmed.strip_prefix("/openapi/v3/").and_then(openapi::document) {
+                return json(&document);
+            }
+        }
+    }
+    let form = negotiation::form(request.headers, true)?;
+    let document = discovery::document(path, form).ok_or_else(unknown)?;
+    let mut response = answer::json(StatusCode::OK, &document);
+    if document["kind"] == "APIGroupDiscoveryList" {
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(discovery::AGGREGATED));
+    }
+    Ok(response)
+}
+
+/// Removes members that are null: Kubernetes takes them for absent, and Go clients send many.
+pub(crate) fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, v| !v.is_null());
+            map.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(list) => list.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
+/// 404 for a path that leads nowhere.
+pub(crate) fn unknown() -> Box<Status> {
+    Box::new(Status::new(
+        Reason::NotFound,
+        "the server could not find the requested resource",
+    ))
+}
+
+/// 405.
+pub(crate) fn not_allowed() -> Box<Status> {
+    Box::new(Status::new(
+        Reason::MethodNotAllowed,
+        "the server does not allow this method on the requested resource",
+    ))
+}
+
+/// 404 for an object.
+pub(crate) fn no_such(kind: &dyn Kind, name: &str) -> Box<Status> {
+    Box::new(Status::not_found(kind.names().group, kind.names().plural, name))
+}
+
+/// 409 for an object that changed.
+pub(crate) fn conflict(kind: &dyn Kind, name: &str) -> Box<Status> {
+    Box::new(Status::conflict(kind.names().group, kind.names().plural, name))
+}

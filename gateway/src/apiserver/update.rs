@@ -1,0 +1,187 @@
+//! Update and patch, of objects and of their status.
+
+use super::backend::{Backend, failed};
+use super::create::{check_namespace, check_type};
+use super::list::read;
+use super::negotiation::{content_type, decode};
+use super::options::resource_version;
+use super::patch::Patch;
+use super::{Call, conflict, drop_nulls, object};
+use crate::answer;
+use crate::body::Response;
+use hanse_api::status::{Cause, Reason, Status};
+use hanse_state::objects::{ObjectError, ObjectKey, Op, Stored};
+use http::StatusCode;
+use serde_json::Value;
+
+/// Tries of a change that insists on no revision, while others change the object too.
+const TRIES: usize = 10;
+
+/// `PUT` of one object or its status.
+pub(crate) async fn update(backend: &Backend, call: &Call<'_>, body: &[u8]) -> Result<Response, Box<Status>> {
+    let mut wanted = decode(call.headers, body)?;
+    drop_nulls(&mut wanted);
+    check_type(call, &wanted)?;
+    change(backend, call, Wanted::Whole(wanted)).await
+}
+
+/// `PATCH` of one object or its status.
+pub(crate) async fn patch(backend: &Backend, call: &Call<'_>, body: &[u8]) -> Result<Response, Box<Status>> {
+    let patch = Patch::read(&content_type(call.headers), body)?;
+    change(backend, call, Wanted::Patched(patch)).await
+}
+
+/// What a caller wants an object to become.
+enum Wanted {
+    Whole(Value),
+    Patched(Patch),
+}
+
+impl Wanted {
+    /// Whether it holds for one revision only.
+    fn insists(&self) -> bool {
+        match self {
+            Self::Whole(object) => !object::meta_text(object, "resourceVersion").is_empty(),
+            Self::Patched(patch) => patch.resource_version().is_some(),
+        }
+    }
+
+    fn applied(&self, call: &Call<'_>, current: &Value) -> Result<Value, Box<Status>> {
+        match self {
+            Self::Whole(object) => Ok(object.clone()),
+            Self::Patched(patch) => {
+                let mut patched = patch.apply(current)?;
+                if !self.insists() {
+                    // Whatever revision the patch was made up against is that of this try.
+                    object::meta_mut(&mut patched).remove("resourceVersion");
+                }
+                drop_nulls(&mut patched);
+                check_type(call, &patched)?;
+                Ok(patched)
+            }
+        }
+    }
+}
+
+/// Reads, changes and writes back. Without a revision to insist on it starts over when somebody else was faster.
+async fn change(backend: &Backend, call: &Call<'_>, wanted: Wanted) -> Result<Response, Box<Status>> {
+    let shaper = call.shaper()?;
+    for _ in 0..TRIES {
+        let (stored, current) = read(backend, call).await?;
+        let new = wanted.applied(call, &shaper.typed(current.clone()))?;
+        check(call, &stored, &current, &new)?;
+        let merged = merged(call, &current, new)?;
+        let Some(written) = write(backend, call, &stored, &current, merged).await? else {
+            if wanted.insists() {
+                return Err(conflict(call.kind, call.name()));
+            }
+            continue;
+        };
+        let mut items = [written];
+        call.kind.decorate(backend, call.caller(), &mut items).await;
+        let [written] = items;
+        return Ok(answer::json(StatusCode::OK, &shaper.one(written, backend.clock.wall())));
+    }
+    Err(conflict(call.kind, call.name()))
+}
+
+/// What the caller says about identity and revision must be so.
+fn check(call: &Call<'_>, stored: &Stored, current: &Value, new: &Value) -> Result<(), Box<Status>> {
+    let names = call.kind.names();
+    let name = object::name(new);
+    if name != call.name() {
+        let message = format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            call.name()
+        );
+        return Err(Box::new(Status::new(Reason::BadRequest, message)));
+    }
+    check_namespace(call, object::meta_text(new, "namespace"))?;
+    let uid = object::meta_text(new, "uid");
+    if !uid.is_empty() && uid != object::meta_text(current, "uid") {
+        return Err(conflict(call.kind, call.name()));
+    }
+    let version = &new["metadata"]["resourceVersion"];
+    let text = match version {
+        Value::Null => "",
+        Value::String(text) => text.as_str(),
+        _ => "not a string",
+    };
+    if text.is_empty() {
+        return Ok(());
+    }
+    match resource_version(text) {
+        Some(0) => Ok(()),
+        Some(revision) if revision == stored.revision => Ok(()),
+        Some(_) => Err(conflict(call.kind, call.name())),
+        None => {
+            let cause = Cause {
+                reason: "FieldValueInvalid".into(),
+                message: format!("Invalid value: {text:?}: must be a decimal number in a string"),
+                field: "metadata.resourceVersion".into(),
+            };
+            Err(Box::new(Status::invalid(
+                names.group,
+                names.kind,
+                call.name(),
+                vec![cause],
+            )))
+        }
+    }
+}
+
+/// The object to store, if no rule forbids it.
+fn merged(call: &Call<'_>, current: &Value, mut new: Value) -> Result<Value, Box<Status>> {
+    let names = call.kind.names();
+    // The stored form carries its type; the revision is not stored.
+    let mut old = call.shaper()?.typed(current.clone());
+    object::meta_mut(&mut old).remove("resourceVersion");
+    let merged = if call.status() {
+        object::merge_status(&old, &new)
+    } else {
+        call.kind.prepare_update(&old, &mut new);
+        object::merge_update(&old, new)
+    };
+    let mut faults = object::meta_faults(&merged);
+    faults.extend(object::finalizer_faults(&old, &merged));
+    faults.extend(call.kind.validate_update(&old, &merged));
+    if faults.is_empty() {
+        Ok(merged)
+    } else {
+        Err(Box::new(Status::invalid(names.group, names.kind, call.name(), faults)))
+    }
+}
+
+/// Writes; `None` when the object changed meanwhile. A dying object without finalizers goes.
+async fn write(
+    backend: &Backend,
+    call: &Call<'_>,
+    stored: &Stored,
+    current: &Value,
+    mut merged: Value,
+) -> Result<Option<Value>, Box<Status>> {
+    let mut old = call.shaper()?.typed(current.clone());
+    object::meta_mut(&mut old).remove("resourceVersion");
+    let goes = object::is_terminating(&merged) && object::finalizers(&merged).is_empty();
+    let mut revision = stored.revision;
+    if !call.dry_run && (goes || merged != old) {
+        let key = ObjectKey::new(call.kind.stored_as(), &stored.namespace, &stored.name);
+        let expected = stored.revision;
+        let op = if goes {
+            Op::Delete { key, expected }
+        } else {
+            Op::Update {
+                key,
+                value: merged.to_string().into(),
+                expected,
+            }
+        };
+        match backend.objects.commit(vec![op]).await {
+            Ok(now) => revision = now,
+            Err(ObjectError::Failed { .. }) => return Ok(None),
+            Err(error) => return Err(failed(&error)),
+        }
+    }
+    object::meta_mut(&mut merged).insert("resourceVersion".into(), revision.to_string().into());
+    Ok(Some(merged))
+}

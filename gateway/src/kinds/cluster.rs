@@ -1,0 +1,71 @@
+//! Connected clusters.
+
+use super::{Column, Kind, Subresource, cell, check, column, wide};
+use crate::apiserver::backend::Backend;
+use async_trait::async_trait;
+use hanse_api::kinds::{ANNOTATION_REGION, CLUSTERS, KindName, VIRTUAL_CLUSTER_INSTANCES};
+use hanse_api::resources::cluster;
+use hanse_api::status::{Cause, Status};
+use hanse_state::objects::{Op, Stored};
+use serde_json::Value;
+
+pub(super) struct Clusters;
+
+#[async_trait]
+impl Kind for Clusters {
+    fn names(&self) -> &'static KindName {
+        &CLUSTERS
+    }
+
+    fn singular(&self) -> &'static str {
+        "cluster"
+    }
+
+    fn subresources(&self) -> &'static [Subresource] {
+        &[Subresource {
+            name: "enrolmenttoken",
+            kind: "EnrolmentToken",
+            verbs: &["create"],
+        }]
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        const COLUMNS: &[Column] = &[
+            column("Region", "Region that it belongs to"),
+            column("Phase", "Whether an agent runs there"),
+            column("Online", "Whether its agent is connected"),
+            wide("Message", "What is wrong"),
+        ];
+        COLUMNS
+    }
+
+    fn cells(&self, object: &Value) -> Vec<Value> {
+        let region = object["metadata"]["annotations"][ANNOTATION_REGION]
+            .as_str()
+            .unwrap_or_default();
+        vec![
+            region.into(),
+            cell(object, "/status/phase"),
+            cell(object, "/status/online"),
+            cell(object, "/status/message"),
+        ]
+    }
+
+    fn validate(&self, object: &Value) -> Vec<Cause> {
+        check(object, cluster::validate)
+    }
+
+    async fn admit_delete(&self, backend: &Backend, old: &Stored, _object: &Value) -> Result<Vec<Op>, Box<Status>> {
+        let hosted = |tenant: &Value| tenant["spec"]["clusterRef"]["cluster"] == old.name.as_str();
+        backend
+            .refuse_while_used(
+                &VIRTUAL_CLUSTER_INSTANCES,
+                "cluster",
+                &old.name,
+                "hosts tenant clusters",
+                hosted,
+            )
+            .await?;
+        Ok(Vec::new())
+    }
+}

@@ -1,0 +1,283 @@
+//! The table of kinds that the management API serves. One file per kind says everything that is particular to it; the
+//! machinery in [`crate::apiserver`] knows none by name.
+
+mod cluster;
+mod events;
+mod namespace;
+mod project;
+mod region;
+mod server;
+mod user;
+mod virtual_cluster_instance;
+
+use crate::apiserver::backend::Backend;
+use async_trait::async_trait;
+use hanse_api::Timestamp;
+use hanse_api::access::Principal;
+use hanse_api::kinds::KindName;
+use hanse_api::status::{Cause, Status};
+use hanse_state::objects::{ObjectKey, Op, Stored};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::time::Duration;
+
+pub(crate) use project::project_is_being_deleted;
+
+/// Verbs of a kind that clients may do everything with.
+pub(crate) const ALL_VERBS: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
+/// Verbs of a kind that clients may only look at.
+pub(crate) const READ_VERBS: &[&str] = &["get", "list", "watch"];
+
+/// A column of a kind's table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Column {
+    /// Heading.
+    pub(crate) name: &'static str,
+    /// `string`, `integer`, `boolean` or `date`.
+    pub(crate) of: &'static str,
+    /// 0 is always shown, 1 with `-o wide` only.
+    pub(crate) priority: i32,
+    /// What it says.
+    pub(crate) about: &'static str,
+}
+
+/// A column that is always shown.
+pub(crate) const fn column(name: &'static str, about: &'static str) -> Column {
+    Column {
+        name,
+        of: "string",
+        priority: 0,
+        about,
+    }
+}
+
+/// A column of `-o wide`.
+pub(crate) const fn wide(name: &'static str, about: &'static str) -> Column {
+    Column {
+        name,
+        of: "string",
+        priority: 1,
+        about,
+    }
+}
+
+/// A part of an object with an endpoint of its own, for discovery.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subresource {
+    /// Last segment of its path.
+    pub(crate) name: &'static str,
+    /// Kind of what it takes and gives.
+    pub(crate) kind: &'static str,
+    /// Verbs.
+    pub(crate) verbs: &'static [&'static str],
+}
+
+/// Who asks, as far as a kind needs to know.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Caller<'a> {
+    /// The verified identity.
+    pub(crate) principal: &'a Principal,
+    /// Whether computed fields are wanted (`?extended=true`).
+    pub(crate) extended: bool,
+}
+
+/// Everything particular to one kind.
+#[async_trait]
+pub(crate) trait Kind: Send + Sync + 'static {
+    /// Names.
+    fn names(&self) -> &'static KindName;
+
+    /// Name of one object, in lower case.
+    fn singular(&self) -> &'static str;
+
+    /// Further names for people.
+    fn short_names(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// What clients may do.
+    fn verbs(&self) -> &'static [&'static str] {
+        ALL_VERBS
+    }
+
+    /// Whether there is a `/status` endpoint that alone writes the status.
+    fn has_status(&self) -> bool {
+        true
+    }
+
+    /// Endpoints below an object beside `/status`.
+    fn subresources(&self) -> &'static [Subresource] {
+        &[]
+    }
+
+    /// Columns between the name and the age.
+    fn columns(&self) -> &'static [Column];
+
+    /// Values of [`Kind::columns`].
+    fn cells(&self, object: &Value) -> Vec<Value>;
+
+    /// The kind under which objects are stored, when it is not this one.
+    fn stored_as(&self) -> &'static KindName {
+        self.names()
+    }
+
+    /// Key of the object that a client calls `name`; `None` when no such name can exist.
+    fn key(&self, namespace: &str, name: &str) -> Option<ObjectKey> {
+        Some(ObjectKey {
+            kind: *self.stored_as(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
+    }
+
+    /// What clients see of a stored object.
+    fn present(&self, object: Value) -> Value {
+        object
+    }
+
+    /// Fills in what a new object leaves out.
+    fn prepare(&self, _object: &mut Value, _caller: &Principal) {}
+
+    /// Fills in what an update leaves out.
+    fn prepare_update(&self, _old: &Value, _new: &mut Value) {}
+
+    /// Every fault of an object.
+    fn validate(&self, object: &Value) -> Vec<Cause>;
+
+    /// Every fault of an update.
+    fn validate_update(&self, _old: &Value, new: &Value) -> Vec<Cause> {
+        self.validate(new)
+    }
+
+    /// What must hold elsewhere for the object to be made. The operations go into the same transaction; when one of them
+    /// fails there, this is asked again.
+    async fn admit_create(&self, _backend: &Backend, _object: &Value) -> Result<Vec<Op>, Box<Status>> {
+        Ok(Vec::new())
+    }
+
+    /// What must hold elsewhere for the object to go. As [`Kind::admit_create`].
+    async fn admit_delete(&self, _backend: &Backend, _old: &Stored, _object: &Value) -> Result<Vec<Op>, Box<Status>> {
+        Ok(Vec::new())
+    }
+
+    /// Adds computed fields to objects that are about to be shown.
+    async fn decorate(&self, _backend: &Backend, _caller: Caller<'_>, _objects: &mut [Value]) {}
+}
+
+/// All kinds, in the order of discovery.
+pub(crate) static KINDS: &[&dyn Kind] = &[
+    &namespace::Namespaces,
+    &events::Events,
+    &project::Projects,
+    &cluster::Clusters,
+    &virtual_cluster_instance::VirtualClusterInstances,
+    &user::Users,
+    &region::Regions,
+    &server::Servers,
+];
+
+/// The kind that serves `plural` of a group and version.
+pub(crate) fn find(group: &str, version: &str, plural: &str) -> Option<&'static dyn Kind> {
+    KINDS.iter().copied().find(|k| {
+        let names = k.names();
+        names.group == group && names.version == version && names.plural == plural
+    })
+}
+
+/// `group/version`, or the version alone for core.
+pub(crate) fn api_version(names: &KindName) -> String {
+    if names.group.is_empty() {
+        names.version.to_owned()
+    } else {
+        names.api_version()
+    }
+}
+
+/// Reads an object as its type; the fault names what does not fit.
+pub(crate) fn typed<T: DeserializeOwned>(object: &Value) -> Result<T, Cause> {
+    T::deserialize(object).map_err(|e| Cause {
+        reason: "FieldValueTypeInvalid".into(),
+        message: format!("Invalid value: {e}"),
+        field: "spec".into(),
+    })
+}
+
+/// The faults that `check` finds in an object that can be read at all.
+pub(crate) fn check<T: DeserializeOwned>(object: &Value, check: impl FnOnce(&T) -> Vec<Cause>) -> Vec<Cause> {
+    typed(object).map_or_else(|fault| vec![fault], |object| check(&object))
+}
+
+/// A text for a cell, from a JSON pointer.
+pub(crate) fn cell(object: &Value, pointer: &str) -> Value {
+    match object.pointer(pointer) {
+        Some(Value::String(text)) => text.as_str().into(),
+        Some(Value::Null) | None => "".into(),
+        Some(other) => other.to_string().into(),
+    }
+}
+
+/// Age of an object in at most two units, as kubectl's users know it.
+pub(crate) fn age(object: &Value, now: Timestamp) -> String {
+    let created: Option<Timestamp> = serde_json::from_value(object["metadata"]["creationTimestamp"].clone()).ok();
+    created.map_or_else(|| "<unknown>".to_owned(), |created| human(now.since(created)))
+}
+
+fn human(age: Duration) -> String {
+    let s = age.as_secs();
+    let (m, h, d) = (s / 60, s / 3600, s / 86_400);
+    let pair = |big: u64, unit: char, small: u64, small_unit: char| match small {
+        0 => format!("{big}{unit}"),
+        small => format!("{big}{unit}{small}{small_unit}"),
+    };
+    match s {
+        0..120 => format!("{s}s"),
+        120..600 => pair(m, 'm', s % 60, 's'),
+        600..10_800 => format!("{m}m"),
+        10_800..28_800 => pair(h, 'h', m % 60, 'm'),
+        28_800..172_800 => format!("{h}h"),
+        172_800..691_200 => pair(d, 'd', h % 24, 'h'),
+        691_200..63_072_000 => format!("{d}d"),
+        _ => pair(d / 365, 'y', d % 365, 'd'),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_read_like_kubectls() {
+        let table = [
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (125, "2m5s"),
+            (600, "10m"),
+            (10_799, "179m"),
+            (10_800, "3h"),
+            (11_100, "3h5m"),
+            (86_400, "24h"),
+            (172_800, "2d"),
+            (180_000, "2d2h"),
+            (864_000, "10d"),
+            (63_072_000, "2y"),
+        ];
+        for (seconds, want) in table {
+            assert_eq!(human(Duration::from_secs(seconds)), want, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_rows_fit_their_columns() {
+        for (i, kind) in KINDS.iter().enumerate() {
+            let cells = kind.cells(&serde_json::json!({}));
+            assert_eq!(cells.len(), kind.columns().len(), "{}", kind.names().kind);
+            for other in &KINDS[..i] {
+                assert_ne!(
+                    (kind.names().group, kind.names().plural),
+                    (other.names().group, other.names().plural)
+                );
+            }
+        }
+    }
+}

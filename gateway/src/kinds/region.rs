@@ -1,0 +1,44 @@
+//! Regions.
+
+use super::{Column, Kind, cell, check, column};
+use crate::apiserver::backend::Backend;
+use async_trait::async_trait;
+use hanse_api::kinds::{ANNOTATION_REGION, CLUSTERS, KindName, REGIONS};
+use hanse_api::resources::region;
+use hanse_api::status::{Cause, Status};
+use hanse_state::objects::{Op, Stored};
+use serde_json::Value;
+
+pub(super) struct Regions;
+
+#[async_trait]
+impl Kind for Regions {
+    fn names(&self) -> &'static KindName {
+        &REGIONS
+    }
+
+    fn singular(&self) -> &'static str {
+        "region"
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        const COLUMNS: &[Column] = &[column("Coordinator", "Server that runs its controllers")];
+        COLUMNS
+    }
+
+    fn cells(&self, object: &Value) -> Vec<Value> {
+        vec![cell(object, "/status/coordinator")]
+    }
+
+    fn validate(&self, object: &Value) -> Vec<Cause> {
+        check(object, region::validate)
+    }
+
+    async fn admit_delete(&self, backend: &Backend, old: &Stored, _object: &Value) -> Result<Vec<Op>, Box<Status>> {
+        let there = |cluster: &Value| cluster["metadata"]["annotations"][ANNOTATION_REGION] == old.name.as_str();
+        backend
+            .refuse_while_used(&CLUSTERS, "region", &old.name, "has connected clusters", there)
+            .await?;
+        Ok(Vec::new())
+    }
+}

@@ -1,0 +1,78 @@
+//! Servers. What is stored is where they are; how they are is asked when somebody looks.
+
+use super::{Caller, Column, Kind, cell, column, wide};
+use crate::apiserver::backend::Backend;
+use crate::apiserver::object;
+use async_trait::async_trait;
+use hanse_api::kinds::{KindName, SERVERS};
+use hanse_api::status::Cause;
+use serde_json::Value;
+
+pub(super) struct Servers;
+
+#[async_trait]
+impl Kind for Servers {
+    fn names(&self) -> &'static KindName {
+        &SERVERS
+    }
+
+    fn singular(&self) -> &'static str {
+        "server"
+    }
+
+    fn verbs(&self) -> &'static [&'static str] {
+        // Servers enter themselves; one that is gone for good can be removed.
+        &["delete", "get", "list", "watch"]
+    }
+
+    fn has_status(&self) -> bool {
+        false
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        const COLUMNS: &[Column] = &[
+            column("Region", "Region that it belongs to"),
+            column("Online", "Whether it answers"),
+            column("Role", "Role in the council"),
+            column("Term", "Term of the council"),
+            column("Applied", "Last log entry of the council that it applied"),
+            wide("Version", "Version of its program"),
+            wide("Gateway", "Base address of its gateway"),
+        ];
+        COLUMNS
+    }
+
+    fn cells(&self, object: &Value) -> Vec<Value> {
+        vec![
+            cell(object, "/spec/region"),
+            cell(object, "/status/online"),
+            cell(object, "/status/groups/0/role"),
+            cell(object, "/status/groups/0/term"),
+            cell(object, "/status/groups/0/appliedIndex"),
+            cell(object, "/status/version"),
+            cell(object, "/spec/gateway"),
+        ]
+    }
+
+    fn validate(&self, _object: &Value) -> Vec<Cause> {
+        Vec::new()
+    }
+
+    async fn decorate(&self, backend: &Backend, _caller: Caller<'_>, objects: &mut [Value]) {
+        if objects.is_empty() {
+            return;
+        }
+        let live = backend.cluster_status.servers().await;
+        for object in objects {
+            let name = object::name(object);
+            let status = live
+                .iter()
+                .find(|s| s.metadata.name == name)
+                .map(|s| serde_json::to_value(&s.status));
+            object["status"] = match status {
+                Some(Ok(status)) => status,
+                Some(Err(_)) | None => serde_json::json!({ "online": false }),
+            };
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What every request goes through, in this order:
+//!
+//! 1. An id of its own (`Audit-Id`), made here whatever the caller sends, so that logs of gateway and API servers meet.
+//! 2. The panic guard: a fault in one request is that request's 500 and nobody else's.
+//! 3. Metrics, around all that follows.
+//! 4. Probes and the version are answered: they must work when nothing else does.
+//! 5. A place among the requests in flight, before anything is looked up for a caller that nobody knows yet.
+//! 6. Authentication. Everything behind it, also "no such path", needs credentials.
+//! 7. Impersonation: who the request runs as.
+//! 8. The route, with its own authorization; short requests with a deadline.
+
+use crate::apiserver::{self, ApiRequest};
+use crate::authn::{Identity, impersonate};
+use crate::body::{Body, Response};
+use crate::meters::Counted;
+use crate::proxy::{self, Proxied, Upstream};
+use crate::query::Query;
+use crate::rights::{OwnedTarget, Right};
+use crate::router::{Probe, Route, route};
+use crate::{Inner, answer, authz, ops};
+use futures::FutureExt;
+use hanse_api::access::{Principal, Target};
+use hanse_api::status::{Reason, Status};
+use hanse_runtime::clock::timeout;
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Version};
+use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+/// Answers one request. Never fails: what goes wrong is an answer.
+pub(crate) async fn handle(inner: Arc<Inner>, request: Request<Body>, client: IpAddr) -> Response {
+    let id = inner.parts.rng.uuid();
+    let (method, version) = (request.method().clone(), request.version());
+    let route = route(request.uri().path());
+    let label = route.label();
+    let (started, _counted) = (inner.parts.clock.mono(), Counted::new(&inner.meters.in_flight));
+    let work = admit(Arc::clone(&inner), request, route, id.clone(), client);
+    let outcome = AssertUnwindSafe(work).catch_unwind().await;
+    let mut response = match outcome {
+        Ok(Ok(response)) => response,
+        Ok(Err(status)) => answer::failure(&status),
+        Err(panic) => {
+            inner.meters.panics.inc();
+            let text = panic.downcast_ref::<&str>().copied().unwrap_or("no message");
+            tracing::error!(audit_id = id, panic = text, "a request ended in a panic");
+            answer::failure(&Status::new(
+                Reason::InternalError,
+                "the server failed; the fault is in its log",
+            ))
+        }
+    };
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(proxy::AUDIT_ID, value);
+    }
+    // A server that goes away tells its clients so; HTTP/2 has GOAWAY for that.
+    if inner.draining() && version < Version::HTTP_2 && response.status() != 101 {
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let took = inner.parts.clock.mono().saturating_sub(started);
+    inner.meters.answered(label, &method, response.status().as_u16(), took);
+    tracing::debug!(audit_id = id, route = label, %method, code = response.status().as_u16(), ?took, "answered");
+    response
+}
+
+async fn admit(
+    inner: Arc<Inner>,
+    request: Request<Body>,
+    route: Route,
+    id: String,
+    client: IpAddr,
+) -> Result<Response, Box<Status>> {
+    if route.is_public() {
+        return public(&inner, &request, &route);
+    }
+    let _permit = Arc::clone(&inner.requests)
+        .try_acquire_owned()
+        .map_err(|_| inner.too_many())?;
+    let identity = inner.authenticator.authenticate(request.headers()).await?;
+    let principal = impersonate::effective(&identity.principal, request.headers())?;
+    match route {
+        Route::Health(_) | Route::Version => public(&inner, &request, &route),
+        Route::Metrics => metrics(&inner, request.method(), &principal).await,
+        Route::Management { rest } => management(inner, request, &rest, identity, principal).await,
+        Route::Tenant { project, name, rest } => {
+            let upstream = Upstream::Tenant { project, name };
+            proxy::serve(
+                Proxied {
+                    inner,
+                    id,
+                    client,
+                    identity,
+                    principal,
+                    upstream,
+                    rest: &rest,
+                },
+                request,
+            )
+            .await
+        }
+        Route::Cluster { name, rest } => {
+            let upstream = Upstream::Cluster { name };
+            proxy::serve(
+                Proxied {
+                    inner,
+                    id,
+                    client,
+                    identity,
+                    principal,
+                    upstream,
+                    rest: &rest,
+                },
+                request,
+            )
+            .await
+        }
+        Route::Unknown => Err(apiserver::unknown()),
+    }
+}
+
+fn public(inner: &Inner, request: &Request<Body>, route: &Route) -> Result<Response, Box<Status>> {
+    if !matches!(request.method().as_str(), "GET" | "HEAD") {
+        return Err(apiserver::not_allowed());
+    }
+    let verbose = Query::parse(request.uri().query().unwrap_or_default()).is_ok_and(|q| q.flag("verbose"));
+    Ok(match route {
+        Route::Version => answer::json(http::StatusCode::OK, &ops::version()),
+        Route::Health(probe) => ops::health(*probe, inner.parts.objects.store().as_ref(), inner.draining(), verbose),
+        _ => ops::health(
+            Probe::Live,
+            inner.parts.objects.store().as_ref(),
+            inner.draining(),
+            verbose,
+        ),
+    })
+}
+
+async fn metrics(inner: &Inner, method: &http::Method, principal: &Principal) -> Result<Response, Box<Status>> {
+    authz::authorize(&inner.backend, principal, &["get"], &Target::Path("/metrics")).await?;
+    if method != http::Method::GET {
+        return Err(apiserver::not_allowed());
+    }
+    Ok(ops::metrics(&inner.parts.metrics))
+}
+
+async fn management(
+    inner: Arc<Inner>,
+    request: Request<Body>,
+    path: &str,
+    identity: Identity,
+    principal: Principal,
+) -> Result<Response, Box<Status>> {
+    let (head, body) = request.into_parts();
+    if proxy::wants_upgrade(&head.headers, head.version)? {
+        return Err(Box::new(Status::new(
+            Reason::BadRequest,
+            "the management API takes no protocol upgrade",
+        )));
+    }
+    let query =
+        Query::parse(head.uri.query().unwrap_or_default()).map_err(|e| Box::new(Status::new(Reason::BadRequest, e)))?;
+    let info = apiserver::info(&head.method, path, &query)?;
+    let long = info.is_resource && info.verb == "watch";
+    let end = if long {
+        let target = OwnedTarget::Resource {
+            group: info.group.clone(),
+            resource: info.resource.clone(),
+            namespace: info.namespace.clone(),
+            name: info.name.clone(),
+        };
+        let impersonated = (principal != identity.principal).then(|| principal.clone());
+        let right = Right {
+            identity: identity.clone(),
+            impersonated,
+            verbs: vec![info.verb.clone()],
+            target,
+        };
+        let (place, inner) = (inner.place()?, Arc::clone(&inner));
+        async move {
+            // Held as long as the watch, which holds this future.
+            let _place = place;
+            tokio::select! {
+                () = right.ended(Arc::clone(&inner)) => {}
+                () = inner.drain() => {}
+            }
+        }
+        .boxed()
+    } else {
+        futures::future::pending().boxed()
+    };
+    let request = ApiRequest {
+        method: &head.method,
+        path,
+        query: &query,
+        headers: &head.headers,
+        body,
+        body_limit: inner.parts.limits.body,
+        identity: &identity,
+        principal: &principal,
+        end,
+    };
+    let limit = inner.parts.limits.request;
+    let served = timeout(
+        inner.parts.clock.as_ref(),
+        limit,
+        apiserver::serve(&inner.backend, request),
+    )
+    .await;
+    served.unwrap_or_else(|_| {
+        let message = format!(
+            "the request was not done within {} s; look before you try again",
+            limit.as_secs()
+        );
+        Err(Box::new(Status::new(Reason::Timeout, message)))
+    })
+}

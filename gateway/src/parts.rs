@@ -1,0 +1,93 @@
+//! What the gateway needs from the rest of the server. `server/` fills it in; tests use stand-ins.
+
+use async_trait::async_trait;
+use hanse_api::resources::Server;
+use hanse_runtime::clock::SharedClock;
+use hanse_runtime::rng::SharedRng;
+use hanse_runtime::supervisor::Supervisor;
+use hanse_runtime::telemetry::Metrics;
+use hanse_state::objects::Objects;
+use hanse_tunnel::AgentHub;
+use hanse_tunnel::assertion::Signer;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Asks every server how it is.
+#[async_trait]
+pub trait ClusterStatus: Send + Sync + 'static {
+    /// All servers with their status; one that does not answer is there with `online: false`.
+    async fn servers(&self) -> Vec<Server>;
+}
+
+/// Bounds. The defaults are what an installation should have; tests make some smaller.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Open connections.
+    pub connections: usize,
+    /// Short requests in flight; further ones are answered 429.
+    pub requests: usize,
+    /// Long-running requests (watches, logs, exec) in flight.
+    pub streams: usize,
+    /// Bytes of a request body of the management API.
+    pub body: usize,
+    /// Time for a TLS handshake.
+    pub handshake: Duration,
+    /// Time for the head of a request on HTTP/1.1.
+    pub head: Duration,
+    /// Time for a short request of the management API.
+    pub request: Duration,
+    /// Time until the head of a proxied answer, for short requests. A little more than an API server's own 60 s.
+    pub proxy_head: Duration,
+    /// Time that streams get after a drain began.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            requests: 2_000,
+            streams: 20_000,
+            body: 3 * 1024 * 1024,
+            handshake: Duration::from_secs(10),
+            head: Duration::from_secs(32),
+            request: Duration::from_secs(60),
+            proxy_head: Duration::from_secs(65),
+            drain: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Everything that a gateway is made of.
+#[derive(Clone)]
+pub struct GatewayParts {
+    /// The registry, on top of the council's store.
+    pub objects: Objects,
+    /// Way to the agents.
+    pub hub: Arc<dyn AgentHub>,
+    /// Signs who asks, for the agents.
+    pub signer: Arc<Signer>,
+    /// Time.
+    pub clock: SharedClock,
+    /// Chance.
+    pub rng: SharedRng,
+    /// Live status of servers.
+    pub cluster_status: Arc<dyn ClusterStatus>,
+    /// Where metrics are registered.
+    pub metrics: Metrics,
+    /// Runs connections and background tasks.
+    pub supervisor: Supervisor,
+    /// SHA-256 (hex) of the system's CA certificate; enrolment tokens pin it.
+    pub ca_sha256: String,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+impl fmt::Debug for GatewayParts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GatewayParts")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,124 @@
+//! Rights of requests that go on for long: looked at again whenever somebody's might have changed, so that revoking a key
+//! also ends the watches and shells that were opened with it.
+
+use crate::authn::Identity;
+use crate::meters::Counted;
+use crate::{Inner, authz};
+use futures::future::{BoxFuture, FutureExt};
+use hanse_api::access::{GROUP_ADMINS, Principal, Target};
+use hanse_api::status::{Reason, Status};
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// What was asked on, owned.
+#[derive(Clone, Debug)]
+pub(crate) enum OwnedTarget {
+    Resource {
+        group: String,
+        resource: String,
+        namespace: String,
+        name: String,
+    },
+    Tenant {
+        project: String,
+        name: String,
+    },
+    Cluster {
+        name: String,
+    },
+}
+
+impl OwnedTarget {
+    pub(crate) fn borrow(&self) -> Target<'_> {
+        match self {
+            Self::Resource {
+                group,
+                resource,
+                namespace,
+                name,
+            } => Target::Resource {
+                group,
+                resource,
+                subresource: None,
+                namespace: Some(namespace.as_str()).filter(|t| !t.is_empty()),
+                name: Some(name.as_str()).filter(|t| !t.is_empty()),
+            },
+            Self::Tenant { project, name } => Target::Tenant { project, name },
+            Self::Cluster { name } => Target::Cluster { name },
+        }
+    }
+}
+
+/// By which right a request runs.
+#[derive(Clone)]
+pub(crate) struct Right {
+    pub(crate) identity: Identity,
+    /// Who it runs as, when that is not the caller himself.
+    pub(crate) impersonated: Option<Principal>,
+    pub(crate) verbs: Vec<String>,
+    pub(crate) target: OwnedTarget,
+}
+
+/// A place among the requests that may go on for long. Dropping it frees it.
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+    _counted: Counted,
+}
+
+impl Right {
+    /// Completes when the right has ended.
+    pub(crate) async fn ended(self, inner: Arc<Inner>) {
+        let mut changes = inner.changes.clone();
+        loop {
+            let clock = &inner.parts.clock;
+            let expiry: BoxFuture<'static, ()> = match self.identity.expires {
+                Some(end) => clock.sleep(end.since(clock.wall())),
+                None => futures::future::pending().boxed(),
+            };
+            tokio::select! {
+                () = changes.changed() => {}
+                () = expiry => {}
+            }
+            if !self.holds(&inner).await {
+                return;
+            }
+        }
+    }
+
+    async fn holds(&self, inner: &Inner) -> bool {
+        let lost = |error: &Status| matches!(error.reason, Reason::Unauthorized | Reason::Forbidden);
+        let now = match inner.authenticator.again(&self.identity).await {
+            Ok(now) => now,
+            // A store that cannot be read revokes nothing.
+            Err(error) => return !lost(&error),
+        };
+        if self.impersonated.is_some() && !now.principal.is_in(GROUP_ADMINS) {
+            return false;
+        }
+        let principal = self.impersonated.as_ref().unwrap_or(&now.principal);
+        let verbs: Vec<&str> = self.verbs.iter().map(String::as_str).collect();
+        match authz::authorize(&inner.backend, principal, &verbs, &self.target.borrow()).await {
+            Ok(()) => true,
+            Err(error) => !lost(&error),
+        }
+    }
+}
+
+impl Inner {
+    /// A place among the long-running requests, or 429.
+    pub(crate) fn place(&self) -> Result<Place, Box<Status>> {
+        let permit = Arc::clone(&self.streams)
+            .try_acquire_owned()
+            .map_err(|_| self.too_many())?;
+        Ok(Place {
+            _permit: permit,
+            _counted: Counted::new(&self.meters.streams),
+        })
+    }
+
+    /// 429: nothing was done.
+    pub(crate) fn too_many(&self) -> Box<Status> {
+        self.meters.refused.inc();
+        Box::new(Status::new(Reason::TooManyRequests, "this server has too many requests; try again").retry_after(1))
+    }
+}
