@@ -1,0 +1,289 @@
+//! An installation of its own: loopback block, home, kubeconfig. It goes without a trace when the test calls
+//! [`World::finish`]; otherwise its files stay for whoever looks into the failure, and only its processes go.
+
+use crate::processes::{self, Process};
+use anyhow::{Context as _, Result, anyhow, bail};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Lines of a command's output that a failure shows.
+const SHOWN_LINES: usize = 30;
+
+/// An installation under test.
+#[derive(Debug)]
+pub struct World {
+    dir: Option<TempDir>,
+    binary: PathBuf,
+    kubectl: PathBuf,
+    block: u8,
+}
+
+impl World {
+    /// Brings one up, without a tenant. `block` must differ from those of all other tests.
+    pub fn up(block: u8) -> Result<Self> {
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        // Another test of this process may have done it.
+        let _first = provider.install_default().is_ok();
+        let dir = tempfile::Builder::new()
+            .prefix("hanse-")
+            .tempdir()
+            .context("make a folder")?;
+        let world = Self {
+            dir: Some(dir),
+            binary: binary()?,
+            kubectl: kubectl()?,
+            block,
+        };
+        let took = world.go_on()?;
+        println!("up, cold: {took:.1?}");
+        Ok(world)
+    }
+
+    /// `hanse up`, again; says how long it took.
+    pub fn go_on(&self) -> Result<Duration> {
+        let begun = Instant::now();
+        let block = self.block.to_string();
+        self.hanse(&["up", "--no-tenant", "--address-block", &block])?;
+        Ok(begun.elapsed())
+    }
+
+    fn dir(&self) -> &Path {
+        self.dir.as_ref().map_or(Path::new(""), TempDir::path)
+    }
+
+    /// Home of the installation.
+    pub fn home(&self) -> PathBuf {
+        self.dir().join("h")
+    }
+
+    /// Its kubeconfig.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir().join("kubeconfig")
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("HANSE_HOME", self.home())
+            .env("HANSE_CONFIG", self.dir().join("login.toml"));
+        command
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("KUBECACHEDIR", self.dir().join("kube-cache"));
+        command.env_remove("HANSE_SERVER").stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `hanse`; gives its standard output.
+    pub fn hanse(&self, args: &[&str]) -> Result<String> {
+        let output = self.command(&self.binary).args(args).output().context("run hanse")?;
+        checked(&format!("hanse {}", args.join(" ")), output)
+    }
+
+    /// `hanse kubectl` is not a thing: this is the real kubectl, in `context`.
+    pub fn kubectl(&self, context: &str, args: &[&str]) -> Result<String> {
+        let output = self.kubectl_command(context, args).output().context("run kubectl")?;
+        checked(&format!("kubectl {}", args.join(" ")), output)
+    }
+
+    /// kubectl in `context`, to be started.
+    pub fn kubectl_command(&self, context: &str, args: &[&str]) -> Command {
+        let mut command = self.command(&self.kubectl);
+        command.args(["--context", context, "--request-timeout=5s"]).args(args);
+        command
+    }
+
+    /// A Kubernetes client that goes through `context`.
+    pub async fn client(&self, context: &str) -> Result<kube::Client> {
+        let file = kube::config::Kubeconfig::read_from(self.kubeconfig()).context("read the kubeconfig")?;
+        let options = kube::config::KubeConfigOptions {
+            context: Some(context.to_owned()),
+            ..Default::default()
+        };
+        let config = kube::Config::from_custom_kubeconfig(file, &options)
+            .await
+            .context("use the kubeconfig")?;
+        kube::Client::try_from(config).context("make a client")
+    }
+
+    /// Creates the tenant cluster `name` in `region` and connects to it; gives its context.
+    pub fn tenant(&self, name: &str, region: &str) -> Result<String> {
+        let begun = Instant::now();
+        self.hanse(&["create", name, "--region", region, "--simulated-nodes", "1"])?;
+        println!("tenant {name} in {region} answers after {:.1?}", begun.elapsed());
+        self.hanse(&["connect", name])?;
+        Ok(format!("hanse_{name}_default"))
+    }
+
+    /// The `server`, `agent` or (with an empty region) `front-door`, which must run.
+    pub fn process(&self, role: &str, region: &str) -> Result<Process> {
+        let run = if region.is_empty() {
+            self.home().join("run")
+        } else {
+            self.region(region).join("run")
+        };
+        let process = processes::read(&run.join(format!("{role}.pid")), "start")?;
+        if process.is_alive() {
+            Ok(process)
+        } else {
+            bail!("{role} {region} does not run")
+        }
+    }
+
+    /// Folder of a region.
+    pub fn region(&self, region: &str) -> PathBuf {
+        self.home().join("regions").join(region)
+    }
+
+    /// Processes of tenants in `region`.
+    pub fn tenant_processes(&self, region: &str) -> Result<std::collections::BTreeMap<String, Process>> {
+        processes::of_tenants(&self.region(region).join("agent"))
+    }
+
+    /// Every process of this installation, with its command line.
+    pub fn all_processes(&self) -> Vec<(Process, String)> {
+        processes::holding(&self.home().display().to_string())
+    }
+
+    /// `hanse status -o json`.
+    pub fn status(&self) -> Result<Value> {
+        serde_json::from_str(&self.hanse(&["status", "-o", "json"])?).context("read the status")
+    }
+
+    /// Region of the server that leads the Raft group `group`.
+    pub fn leader(&self, group: u64) -> Result<String> {
+        let status = self.status()?;
+        let servers = status["servers"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let leads = |server: &&Value| {
+            let groups = server["status"]["groups"]
+                .as_array()
+                .map(Vec::as_slice)
+                .unwrap_or_default();
+            groups
+                .iter()
+                .any(|g| g["group"].as_u64().unwrap_or(0) == group && g["role"] == "Leader")
+        };
+        let leader = servers
+            .iter()
+            .find(leads)
+            .and_then(|server| server["spec"]["region"].as_str());
+        leader
+            .map(str::to_owned)
+            .ok_or_else(|| anyhow!("group {group} has no leader in {servers:?}"))
+    }
+
+    /// Waits until `holds`, with the last reason in the failure.
+    pub fn until(&self, what: &str, limit: Duration, mut holds: impl FnMut() -> Result<()>) -> Result<Duration> {
+        let begun = Instant::now();
+        loop {
+            match holds() {
+                Ok(()) => return Ok(begun.elapsed()),
+                Err(why) if begun.elapsed() > limit => {
+                    return Err(why.context(format!("{what}: not within {limit:?}")));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    }
+
+    /// Ends the test well: stops and removes everything, and makes sure that nothing is left.
+    pub fn finish(mut self) -> Result<()> {
+        self.hanse(&["down", "--delete"])?;
+        let left = self.all_processes();
+        if !left.is_empty() {
+            bail!("processes outlived `down`: {left:?}");
+        }
+        if self.home().exists() {
+            bail!("`down --delete` left {}", self.home().display());
+        }
+        let dir = self.dir.take();
+        dir.map_or(Ok(()), |dir| dir.close().context("remove the folder"))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let Some(dir) = self.dir.take() else { return };
+        let path = dir.keep();
+        eprintln!("the installation's files are kept in {}", path.display());
+        let down = Command::new(&self.binary)
+            .args(["down", "--home"])
+            .arg(path.join("h"))
+            .output();
+        if !down.as_ref().is_ok_and(|output| output.status.success()) {
+            eprintln!("`hanse down` failed: {down:?}");
+        }
+        for (process, line) in processes::holding(&path.display().to_string()) {
+            eprintln!("killing what is left: {line}");
+            if let Err(error) = process.kill() {
+                eprintln!("{error:#}");
+            }
+        }
+    }
+}
+
+fn checked(what: &str, output: Output) -> Result<String> {
+    if output.status.success() {
+        return String::from_utf8(output.stdout).context("output is no UTF-8");
+    }
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    let shown = lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n");
+    bail!("`{what}` failed with {}:\n{shown}", output.status)
+}
+
+/// The program under test: `HANSE_BIN`, else the one that cargo builds beside this test.
+fn binary() -> Result<PathBuf> {
+    static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| build().map_err(|e| format!("{e:#}")));
+    built.clone().map_err(|e| anyhow!(e))
+}
+
+fn build() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("HANSE_BIN") {
+        return Ok(path.into());
+    }
+    // target/<profile>/deps/<test>
+    let own = std::env::current_exe().context("find this test's program")?;
+    let profile = own.parent().and_then(Path::parent).context("find the target folder")?;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .args(["build", "--package", "hanse"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    cargo
+        .arg("--target-dir")
+        .arg(profile.parent().context("find the target folder")?);
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    checked("cargo build --package hanse", cargo.output().context("run cargo")?)?;
+    Ok(profile.join("hanse"))
+}
+
+/// kubectl by the rules of docs/design/0002-build-and-tools.md.
+fn kubectl() -> Result<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let cache = || {
+        let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;
+        Some(cache.join("hanse/kube-tools/current"))
+    };
+    let folder = match variable("HANSE_KUBE_TOOLS") {
+        Some(word) if word == Path::new("PATH") => None,
+        Some(folder) => Some(folder),
+        None => cache(),
+    };
+    match folder.map(|f| f.join("bin/kubectl")).filter(|f| f.is_file()) {
+        Some(program) => Ok(program),
+        None => {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            let mut found = std::env::split_paths(&path).map(|dir| dir.join("kubectl"));
+            found
+                .find(|f| f.is_file())
+                .context("there is no kubectl: `cargo xtask kube-tools` builds it")
+        }
+    }
+}
