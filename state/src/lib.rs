@@ -8,6 +8,8 @@
 //! - [`etcd`]: the etcd v3 API on top of any store.
 //! - [`keys`]: the only place that builds keys.
 
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
 pub mod engine;
 pub mod error;
 pub mod etcd;

@@ -164,6 +164,13 @@ pub trait Store: Send + Sync + 'static {
     fn has_leader(&self) -> bool;
     /// How this member is doing.
     fn status(&self) -> StoreStatus;
+
+    /// What every answer of the etcd API starts with. Cheap, unlike [`Store::status`], which may ask the engine: a
+    /// store under load answers this one itself.
+    fn header(&self) -> pb::ResponseHeader {
+        let StoreStatus { cluster_id, member_id, revision, term, .. } = self.status();
+        pb::ResponseHeader { cluster_id, member_id, revision, raft_term: term }
+    }
 }
 
 /// Checksum over what a space holds at a revision.

@@ -1,59 +1,68 @@
-//! KV: a Put and a DeleteRange are transactions of one operation.
+//! `etcdserverpb.KV`.
 
-use super::{Etcd, access};
-use crate::error::StoreError;
-use crate::pb::request_op::Request as Op;
-use crate::pb::response_op::Response as Done;
-use crate::pb::{self, kv_server::Kv};
+use super::{Service, refused};
+use crate::machine::{check_delete, check_put, check_range, check_txn};
+use crate::pb::{self, kv_server::Kv, request_op, response_op};
 use crate::store::Access;
 use tonic::{Request, Response, Status};
 
-impl Etcd {
-    async fn one(&self, access: &Access, op: Op) -> Result<(Option<pb::ResponseHeader>, Done), Status> {
-        let success = vec![pb::RequestOp { request: Some(op) }];
-        let req = pb::TxnRequest { success, ..Default::default() };
-        let mut answer = self.store.txn(access, req).await.map_err(|error| error.status())?;
-        let done = answer.responses.pop().and_then(|response| response.response);
-        let done = done.ok_or_else(|| StoreError::Corrupt("a transaction without its answer".to_owned()).status())?;
-        Ok((self.header(answer.header), done))
+impl Service {
+    /// Does one operation as a transaction of its own.
+    async fn single(&self, access: &Access, op: request_op::Request) -> Result<response_op::Response, Status> {
+        let op = pb::RequestOp { request: Some(op) };
+        let txn = pb::TxnRequest { success: vec![op], ..Default::default() };
+        let answer = self.store.txn(access, txn).await.map_err(refused)?;
+        let response = answer.responses.into_iter().next().and_then(|response| response.response);
+        response.ok_or_else(|| Status::internal("hanse: a transaction of one operation has no answer"))
     }
 }
 
-fn mismatch() -> Status {
-    StoreError::Corrupt("an operation was answered by another's answer".to_owned()).status()
-}
-
 #[tonic::async_trait]
-impl Kv for Etcd {
+impl Kv for Service {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
-        let access = access(&request)?;
-        let answer = self.store.range(&access, request.into_inner()).await;
-        let mut answer = answer.map_err(|error| error.status())?;
-        answer.header = self.header(answer.header);
+        let access = self.access(&request)?;
+        let request = request.into_inner();
+        check_range(&request).map_err(refused)?;
+        let mut answer = self.store.range(&access, request).await.map_err(refused)?;
+        self.complete(&mut answer.header);
         Ok(Response::new(answer))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
-        let access = access(&request)?;
-        let (header, done) = self.one(&access, Op::RequestPut(request.into_inner())).await?;
-        let Done::ResponsePut(answer) = done else { return Err(mismatch()) };
-        Ok(Response::new(pb::PutResponse { header, ..answer }))
+        let access = self.access(&request)?;
+        let request = request.into_inner();
+        check_put(&request).map_err(refused)?;
+        match self.single(&access, request_op::Request::RequestPut(request)).await? {
+            response_op::Response::ResponsePut(mut answer) => {
+                self.complete(&mut answer.header);
+                Ok(Response::new(answer))
+            }
+            _ => Err(Status::internal("hanse: a put was not answered as one")),
+        }
     }
 
     async fn delete_range(
         &self,
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
-        let access = access(&request)?;
-        let (header, done) = self.one(&access, Op::RequestDeleteRange(request.into_inner())).await?;
-        let Done::ResponseDeleteRange(answer) = done else { return Err(mismatch()) };
-        Ok(Response::new(pb::DeleteRangeResponse { header, ..answer }))
+        let access = self.access(&request)?;
+        let request = request.into_inner();
+        check_delete(&request).map_err(refused)?;
+        match self.single(&access, request_op::Request::RequestDeleteRange(request)).await? {
+            response_op::Response::ResponseDeleteRange(mut answer) => {
+                self.complete(&mut answer.header);
+                Ok(Response::new(answer))
+            }
+            _ => Err(Status::internal("hanse: a deletion was not answered as one")),
+        }
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
-        let access = access(&request)?;
-        let mut answer = self.store.txn(&access, request.into_inner()).await.map_err(|error| error.status())?;
-        answer.header = self.header(answer.header);
+        let access = self.access(&request)?;
+        let request = request.into_inner();
+        check_txn(&request).map_err(refused)?;
+        let mut answer = self.store.txn(&access, request).await.map_err(refused)?;
+        self.complete(&mut answer.header);
         Ok(Response::new(answer))
     }
 
@@ -61,9 +70,8 @@ impl Kv for Etcd {
         &self,
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
-        let access = access(&request)?;
-        let revision = request.into_inner().revision;
-        let revision = self.store.compact(&access, revision).await.map_err(|error| error.status())?;
+        let access = self.access(&request)?;
+        let revision = self.store.compact(&access, request.into_inner().revision).await.map_err(refused)?;
         Ok(Response::new(pb::CompactionResponse { header: self.header_at(revision) }))
     }
 }

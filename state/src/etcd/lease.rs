@@ -1,20 +1,21 @@
-//! Lease: grants, and one answer per keep-alive on a stream.
+//! `etcdserverpb.Lease`.
 
-use super::{Etcd, access};
+use super::{Service, refused};
 use crate::pb::{self, lease_server::Lease};
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 #[tonic::async_trait]
-impl Lease for Etcd {
+impl Lease for Service {
     async fn lease_grant(
         &self,
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
-        let access = access(&request)?;
-        let req = request.into_inner();
-        let mut answer = self.store.lease_grant(&access, req.id, req.ttl).await.map_err(|error| error.status())?;
-        answer.header = self.header(answer.header);
+        let access = self.access(&request)?;
+        let pb::LeaseGrantRequest { ttl, id } = request.into_inner();
+        let mut answer = self.store.lease_grant(&access, id, ttl).await.map_err(refused)?;
+        self.complete(&mut answer.header);
         Ok(Response::new(answer))
     }
 
@@ -22,9 +23,8 @@ impl Lease for Etcd {
         &self,
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
-        let access = access(&request)?;
-        let id = request.into_inner().id;
-        let revision = self.store.lease_revoke(&access, id).await.map_err(|error| error.status())?;
+        let access = self.access(&request)?;
+        let revision = self.store.lease_revoke(&access, request.into_inner().id).await.map_err(refused)?;
         Ok(Response::new(pb::LeaseRevokeResponse { header: self.header_at(revision) }))
     }
 
@@ -34,15 +34,17 @@ impl Lease for Etcd {
         &self,
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let access = access(&request)?;
-        let state = (self.clone(), access, request.into_inner());
-        // One at a time: the next message is read when the last one was answered.
-        let answers = stream::try_unfold(state, |(etcd, access, mut inbound)| async move {
-            let Some(message) = inbound.message().await? else { return Ok(None) };
-            let mut answer =
-                etcd.store.lease_keep_alive(&access, message.id).await.map_err(|error| error.status())?;
-            answer.header = etcd.header(answer.header);
-            Ok(Some((answer, (etcd, access, inbound))))
+        let access = self.access(&request)?;
+        let service = self.clone();
+        // One after the other: the client asks again only after an answer, so there is nothing to buffer.
+        let answers = request.into_inner().then(move |request| {
+            let (service, access) = (service.clone(), access.clone());
+            async move {
+                let id = request?.id;
+                let mut answer = service.store.lease_keep_alive(&access, id).await.map_err(refused)?;
+                service.complete(&mut answer.header);
+                Ok(answer)
+            }
         });
         Ok(Response::new(answers.boxed()))
     }
@@ -51,11 +53,10 @@ impl Lease for Etcd {
         &self,
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
-        let access = access(&request)?;
-        let req = request.into_inner();
-        let answer = self.store.lease_time_to_live(&access, req.id, req.keys).await;
-        let mut answer = answer.map_err(|error| error.status())?;
-        answer.header = self.header(answer.header);
+        let access = self.access(&request)?;
+        let pb::LeaseTimeToLiveRequest { id, keys } = request.into_inner();
+        let mut answer = self.store.lease_time_to_live(&access, id, keys).await.map_err(refused)?;
+        self.complete(&mut answer.header);
         Ok(Response::new(answer))
     }
 
@@ -63,9 +64,10 @@ impl Lease for Etcd {
         &self,
         request: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
-        let access = access(&request)?;
-        let ids = self.store.leases(&access).await.map_err(|error| error.status())?;
+        let access = self.access(&request)?;
+        let ids = self.store.leases(&access).await.map_err(refused)?;
         let leases = ids.into_iter().map(|id| pb::LeaseStatus { id }).collect();
-        Ok(Response::new(pb::LeaseLeasesResponse { header: self.header(None), leases }))
+        let header = self.header_at(self.store.revision());
+        Ok(Response::new(pb::LeaseLeasesResponse { header, leases }))
     }
 }

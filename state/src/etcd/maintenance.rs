@@ -1,84 +1,88 @@
-//! Maintenance and Cluster, as far as a client of one key space may see them.
+//! `etcdserverpb.Maintenance` and `etcdserverpb.Cluster`: as much as tells a client that it talks to a healthy store.
 
-use super::{ETCD_VERSION, Etcd, access};
-use crate::pb::alarm_request::AlarmAction;
-use crate::pb::{self, cluster_server::Cluster, maintenance_server::Maintenance};
+use super::{Service, VERSION, refused};
+use crate::pb::{self, alarm_request::AlarmAction, cluster_server::Cluster, maintenance_server::Maintenance};
 use crate::store::Role;
 use tonic::{Request, Response, Status};
 
+/// Format of stored data that clients see; goes with [`VERSION`].
+const STORAGE_VERSION: &str = "3.6.0";
+/// Name of the one member that clients see.
+const MEMBER_NAME: &str = "hanse";
+
+impl Service {
+    async fn space_hash(&self, access: &crate::Access) -> Result<(u32, crate::store::SpaceHash), Status> {
+        let found = self.store.hash(access).await.map_err(refused)?;
+        let folded = (found.hash >> 32) ^ (found.hash & u64::from(u32::MAX));
+        Ok((u32::try_from(folded).unwrap_or(u32::MAX), found))
+    }
+}
+
 #[tonic::async_trait]
-impl Maintenance for Etcd {
+impl Maintenance for Service {
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
-        access(&request)?;
-        match request.into_inner().action() {
-            AlarmAction::Get => {
-                Ok(Response::new(pb::AlarmResponse { header: self.header(None), alarms: Vec::new() }))
-            }
-            AlarmAction::Activate | AlarmAction::Deactivate => {
-                Err(Status::unimplemented("alarms are raised and cleared by the system"))
-            }
+        self.access(&request)?;
+        if request.into_inner().action == i32::from(AlarmAction::Activate) {
+            return Err(Status::unimplemented("hanse: alarms are raised by the store itself"));
         }
+        Ok(Response::new(pb::AlarmResponse { header: Some(self.store.header()), alarms: Vec::new() }))
     }
 
     async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
-        access(&request)?;
+        self.access(&request)?;
         let status = self.store.status();
-        let size = i64::try_from(status.db_size).unwrap_or(i64::MAX);
-        let errors = if self.store.has_leader() { Vec::new() } else { vec!["etcdserver: no leader".to_owned()] };
+        let db_size = i64::try_from(status.db_size).unwrap_or(i64::MAX);
+        let errors = if status.leader.is_none() { vec!["etcdserver: no leader".to_owned()] } else { Vec::new() };
         Ok(Response::new(pb::StatusResponse {
-            header: Some(pb::ResponseHeader {
-                cluster_id: status.cluster_id,
-                member_id: status.member_id,
-                revision: status.revision,
-                raft_term: status.term,
-            }),
-            version: ETCD_VERSION.to_owned(),
-            db_size: size,
-            leader: status.leader.unwrap_or(0),
+            header: Some(self.store.header()),
+            version: VERSION.to_owned(),
+            db_size,
+            leader: status.leader.unwrap_or_default(),
             raft_index: status.last_index,
             raft_term: status.term,
             raft_applied_index: status.applied_index,
             errors,
-            db_size_in_use: size,
+            db_size_in_use: db_size,
             is_learner: status.role == Role::Learner,
-            storage_version: "3.6.0".to_owned(),
+            storage_version: STORAGE_VERSION.to_owned(),
         }))
     }
 
     async fn hash(&self, request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
-        access(&request)?;
-        Err(Status::unimplemented("the hash of a whole member is not served; use HashKV"))
+        let access = self.access(&request)?;
+        let (hash, found) = self.space_hash(&access).await?;
+        Ok(Response::new(pb::HashResponse { header: self.header_at(found.revision), hash }))
     }
 
     async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
-        let access = access(&request)?;
-        if request.into_inner().revision != 0 {
-            return Err(Status::unimplemented("the hash is served at the present revision only (revision 0)"));
+        let access = self.access(&request)?;
+        let asked = request.into_inner().revision;
+        let (hash, found) = self.space_hash(&access).await?;
+        if asked > found.revision {
+            return Err(crate::StoreError::FutureRevision { current: found.revision }.status());
         }
-        let hash = self.store.hash(&access).await.map_err(|error| error.status())?;
-        // Clients compare members only; folding 64 bits into etcd's 32 keeps that.
-        #[expect(clippy::cast_possible_truncation, reason = "both halves are folded in")]
-        let folded = (hash.hash ^ (hash.hash >> 32)) as u32;
+        if asked > 0 && asked != found.revision {
+            return Err(Status::unimplemented("hanse: checksums are taken of the present revision only"));
+        }
         Ok(Response::new(pb::HashKvResponse {
-            header: self.header_at(hash.revision),
-            hash: folded,
-            compact_revision: hash.floor,
-            hash_revision: hash.revision,
+            header: self.header_at(found.revision),
+            hash,
+            compact_revision: found.floor,
+            hash_revision: found.revision,
         }))
     }
 }
 
 #[tonic::async_trait]
-impl Cluster for Etcd {
+impl Cluster for Service {
     async fn member_list(
         &self,
         request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
-        access(&request)?;
-        let header = self.header(None);
-        let id = header.map_or(0, |header| header.member_id);
-        // Addresses of servers are none of a tenant's business.
-        let member = pb::Member { id, name: "hanse".to_owned(), ..Default::default() };
-        Ok(Response::new(pb::MemberListResponse { header, members: vec![member] }))
+        self.access(&request)?;
+        let header = self.store.header();
+        // Clients are not to find other members by themselves: whoever took their call in does.
+        let member = pb::Member { id: header.member_id, name: MEMBER_NAME.to_owned(), ..Default::default() };
+        Ok(Response::new(pb::MemberListResponse { header: Some(header), members: vec![member] }))
     }
 }

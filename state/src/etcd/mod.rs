@@ -1,83 +1,117 @@
-//! The etcd v3 API (gRPC) on top of any [`Store`].
+//! The etcd v3 API on top of any [`Store`]: what an unmodified kube-apiserver, etcdctl or client library speaks.
 //!
-//! The services see one key space: that of the [`Access`] which the door (a tunnel stream, an operator's port) put into the
-//! request's extensions. Without one every call is refused. What is not served answers UNIMPLEMENTED, as clients expect.
-//!
-//! | service | served |
-//! |---|---|
-//! | KV | Range, Put, DeleteRange, Txn, Compact |
-//! | Watch | all: filters, fragments, previous values, chosen ids, progress on request and of its own accord |
-//! | Lease | all |
-//! | Maintenance | Status, Alarm (get: never any), HashKV (at the present revision) |
-//! | Cluster | MemberList: this member alone, as tenants see nothing of the others |
+//! Which key space a call means is not in the call: whoever takes it in (the tunnel, an operators' port) puts an
+//! [`Access`] into the request's extensions. Without one every call is refused.
 
 mod kv;
 mod lease;
 mod maintenance;
 mod watch;
+mod watches;
 
 use crate::pb;
-use crate::pb::cluster_server::ClusterServer;
-use crate::pb::kv_server::KvServer;
-use crate::pb::lease_server::LeaseServer;
-use crate::pb::maintenance_server::MaintenanceServer;
-use crate::pb::watch_server::WatchServer;
+use crate::pb::{
+    cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
+    maintenance_server::MaintenanceServer, watch_server::WatchServer,
+};
 use crate::store::{Access, Store};
-use hanse_runtime::clock::SharedClock;
-use std::sync::{Arc, OnceLock};
-use tonic::service::Routes;
+use hanse_runtime::clock::{SharedClock, SystemClock};
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tonic::service::{InterceptorLayer, Routes};
 use tonic::{Request, Status};
 
-/// Largest request: etcd's 1.5 MiB and its allowance of 512 KiB for gRPC.
-pub const MAX_REQUEST: usize = 2 << 20;
-/// Version of etcd whose behaviour this is. Kubernetes asks for progress of watches from 3.5.13 on, and expects nothing of 3.7.
-pub const ETCD_VERSION: &str = "3.6.11";
+/// Largest message that is taken in: etcd's largest request and its overhead of 512 KiB.
+pub const MAX_MESSAGE_IN: usize = crate::machine::MAX_REQUEST_BYTES + 512 * 1024;
+/// Largest message that is sent: lists are as long as they are; clients take up to 2 GiB.
+pub const MAX_MESSAGE_OUT: usize = i32::MAX as usize;
+/// Version that clients see. Neighbours of it lack features that kube-apiserver looks for, or have more than this
+/// service has.
+pub const VERSION: &str = "3.6.11";
+/// HTTP/2 streams that one connection may have open: each watch of a client may be one.
+const MAX_STREAMS: u32 = 1 << 20;
+/// Window of a connection and of a stream: a list answer must not wait for round trips.
+const WINDOW: u32 = 4 << 20;
 
-/// What all services share.
+/// The service; one value serves all calls.
 #[derive(Clone)]
-struct Etcd {
+pub(crate) struct Service {
     store: Arc<dyn Store>,
     clock: SharedClock,
-    ids: Arc<OnceLock<(u64, u64)>>,
 }
 
-impl Etcd {
-    /// Completes a header. The ids never change, so they are asked for once; the term is left to `Maintenance.Status`, since
-    /// asking costs more than many a request.
-    fn header(&self, header: Option<pb::ResponseHeader>) -> Option<pb::ResponseHeader> {
-        let (cluster_id, member_id) = *self.ids.get_or_init(|| {
-            let status = self.store.status();
-            (status.cluster_id, status.member_id)
-        });
-        let revision = header.map_or_else(|| self.store.revision(), |header| header.revision);
-        Some(pb::ResponseHeader { cluster_id, member_id, revision, raft_term: 0 })
+impl Service {
+    /// Whose call it is.
+    fn access<T>(&self, request: &Request<T>) -> Result<Access, Status> {
+        let access = request.extensions().get::<Access>().cloned();
+        let access = access.ok_or_else(|| Status::permission_denied("hanse: no key space is open to this caller"))?;
+        let wants_leader = request.metadata().get("hasleader").is_some_and(|value| value == "true");
+        if wants_leader && !self.store.has_leader() {
+            return Err(crate::StoreError::NoLeader.status());
+        }
+        Ok(access)
+    }
+
+    /// Completes a header that has a revision only.
+    fn complete(&self, header: &mut Option<pb::ResponseHeader>) {
+        let mut full = self.store.header();
+        if let Some(header) = header {
+            full.revision = header.revision;
+        }
+        *header = Some(full);
     }
 
     fn header_at(&self, revision: i64) -> Option<pb::ResponseHeader> {
-        self.header(Some(pb::ResponseHeader { revision, ..Default::default() }))
+        Some(pb::ResponseHeader { revision, ..self.store.header() })
     }
 }
 
-/// The key space that the door allows.
-fn access<T>(request: &Request<T>) -> Result<Access, Status> {
-    let access = request.extensions().get::<Access>().cloned();
-    access.ok_or_else(|| Status::permission_denied("etcdserver: permission denied"))
+fn refused(error: crate::StoreError) -> Status {
+    error.status()
 }
 
-/// All services, to be called in process or served on a port; requests must carry an [`Access`] among their extensions.
-pub fn routes(store: Arc<dyn Store>, clock: SharedClock) -> Routes {
-    let etcd = Etcd { store, clock, ids: Arc::default() };
-    // Answers have no limit, as with etcd: a list of everything is one message.
-    let mut routes = Routes::builder();
-    routes
-        .add_service(
-            KvServer::new(etcd.clone()).max_decoding_message_size(MAX_REQUEST).max_encoding_message_size(usize::MAX),
-        )
-        .add_service(
-            WatchServer::new(etcd.clone()).max_decoding_message_size(MAX_REQUEST).max_encoding_message_size(usize::MAX),
-        )
-        .add_service(LeaseServer::new(etcd.clone()).max_decoding_message_size(MAX_REQUEST))
-        .add_service(MaintenanceServer::new(etcd.clone()).max_decoding_message_size(MAX_REQUEST))
-        .add_service(ClusterServer::new(etcd).max_decoding_message_size(MAX_REQUEST));
-    routes.routes()
+/// The services, to be called with HTTP requests that have an [`Access`] among their extensions.
+pub fn routes(store: Arc<dyn Store>) -> Routes {
+    routes_with(store, SystemClock::shared())
+}
+
+/// The same by a clock of the caller's.
+pub fn routes_with(store: Arc<dyn Store>, clock: SharedClock) -> Routes {
+    let service = Service { store, clock };
+    macro_rules! server {
+        ($server:ident) => {
+            $server::new(service.clone())
+                .max_decoding_message_size(MAX_MESSAGE_IN)
+                .max_encoding_message_size(MAX_MESSAGE_OUT)
+        };
+    }
+    Routes::new(server!(KvServer))
+        .add_service(server!(WatchServer))
+        .add_service(server!(LeaseServer))
+        .add_service(server!(MaintenanceServer))
+        .add_service(server!(ClusterServer))
+        .prepare()
+}
+
+/// Serves one key space in the clear on a listener, until `end` completes. For tests, measurements and a unix-like
+/// trust in whoever can connect: there is no authentication.
+pub async fn serve_plain(
+    listener: TcpListener,
+    store: Arc<dyn Store>,
+    access: Access,
+    end: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+    let open = move |mut request: Request<()>| {
+        request.extensions_mut().insert(access.clone());
+        Ok(request)
+    };
+    tonic::transport::Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .layer(InterceptorLayer::new(open))
+        .add_routes(routes(store))
+        .serve_with_incoming_shutdown(incoming, end)
+        .await
 }

@@ -268,6 +268,13 @@ impl Machine {
         }
     }
 
+    /// Ends every watch, because this server stops: their readers go on elsewhere.
+    pub fn close_watches(&self) {
+        for space in self.shared.all_spaces() {
+            space.hub.close(&WatchItem::Lagged);
+        }
+    }
+
     /// A command of the present format.
     pub fn command(at_millis: i64, space: &KeySpace, epoch: Option<u64>, op: command::command::Op) -> Command {
         let tenant = space.tenant().to_owned();

@@ -1,0 +1,80 @@
+//! Key spaces: apart from each other, fenced, dropped.
+
+use super::helpers::{Tenant, all_from, put_op, range, soon, txn};
+use crate::error::StoreError;
+use crate::pb;
+use crate::store::{Access, WatchItem};
+
+pub(super) async fn spaces_are_apart(a: &Tenant, b: &Tenant) {
+    let mut events = b.watch(all_from("\0", 0)).await;
+    let first = a.put("same", "of a").await;
+    let second = b.put("same", "of b").await;
+    assert!(second > first, "spaces of a group share its revisions");
+    assert_eq!(a.get("same").await.unwrap().value, "of a");
+    assert_eq!(b.get("same").await.unwrap().value, "of b");
+    assert_eq!(a.range(range("\0", "\0")).await.count, 1);
+    assert_eq!(events.take(1).await, ["same=of b"]);
+    // Each has its own floor, leases and compact_rev_key.
+    a.put("same", "2").await;
+    let floor = a.put("compact_rev_key", "1").await;
+    a.compact(floor).await.unwrap();
+    let past = pb::RangeRequest { revision: second, ..range("same", "") };
+    assert!(matches!(a.try_range(past.clone()).await, Err(StoreError::Compacted { .. })));
+    assert_eq!(b.range(past).await.kvs[0].value, "of b");
+    assert_eq!(b.get("compact_rev_key").await, None);
+    a.store.lease_grant(&a.access, 5, 600).await.unwrap();
+    b.store.lease_grant(&b.access, 5, 600).await.unwrap();
+    a.store.lease_revoke(&a.access, 5).await.unwrap();
+    assert_eq!(b.store.leases(&b.access).await.unwrap(), [5]);
+    let registry = a.store.range(&Access::registry(), range("a", "")).await;
+    assert!(matches!(registry, Err(StoreError::WrongGroup { .. })));
+    let nameless = a.store.range(&Access::tenant(""), range("a", "")).await;
+    assert!(matches!(nameless, Err(StoreError::InvalidTenant(_))));
+}
+
+pub(super) async fn fence(t: &Tenant) {
+    let id = t.access.space.tenant().to_owned();
+    let write = |epoch: u64| {
+        let access = t.access.clone().with_epoch(epoch);
+        async move { t.store.txn(&access, txn(vec![], vec![put_op("a", &epoch.to_string())], vec![])).await }
+    };
+    assert!(write(1).await.is_ok());
+    soon("fence", t.store.set_fence(&id, 3)).await.unwrap();
+    assert_eq!(write(2).await, Err(StoreError::Fenced { tenant: id.clone(), epoch: 2, fence: 3 }));
+    assert!(write(3).await.is_ok());
+    soon("fence", t.store.set_fence(&id, 2)).await.unwrap();
+    assert!(write(2).await.is_err(), "a fence only grows");
+    let stale = t.access.clone().with_epoch(2);
+    assert!(matches!(t.store.range(&stale, range("a", "")).await, Err(StoreError::Fenced { .. })));
+    assert!(matches!(t.store.compact(&stale, 1).await, Err(StoreError::Fenced { .. })));
+    assert!(matches!(t.store.lease_grant(&stale, 0, 60).await, Err(StoreError::Fenced { .. })));
+    assert_eq!(t.get("a").await.unwrap().value, "3", "the control plane itself has no epoch");
+}
+
+pub(super) async fn dropped(t: &Tenant) {
+    t.put("a", "1").await;
+    t.store.lease_grant(&t.access, 8, 600).await.unwrap();
+    let mut events = t.watch(all_from("\0", 0)).await;
+    soon("drop", t.store.drop_space(t.access.space.tenant())).await.unwrap();
+    assert!(matches!(events.item().await, Some(WatchItem::Compacted { .. })));
+    let after = t.try_txn(txn(vec![], vec![put_op("a", "2")], vec![])).await;
+    assert!(matches!(after, Err(StoreError::Fenced { fence: u64::MAX, .. })), "{after:?}");
+    assert!(matches!(t.try_range(range("a", "")).await, Err(StoreError::Fenced { .. })));
+    let host = t.access.clone().with_epoch(u64::MAX - 1);
+    let late = t.store.txn(&host, txn(vec![], vec![put_op("a", "3")], vec![])).await;
+    assert!(matches!(late, Err(StoreError::Fenced { .. })));
+    soon("drop", t.store.drop_space(t.access.space.tenant())).await.expect("dropping twice is no error");
+}
+
+pub(super) async fn hashes(a: &Tenant, b: &Tenant) {
+    let empty = soon("hash", a.store.hash(&a.access)).await.unwrap();
+    a.put("k", "v").await;
+    let one = soon("hash", a.store.hash(&a.access)).await.unwrap();
+    assert_ne!(empty.hash, one.hash);
+    assert_eq!(soon("hash", a.store.hash(&a.access)).await.unwrap().hash, one.hash);
+    // Another space does not matter.
+    b.put("k", "v").await;
+    assert_eq!(soon("hash", a.store.hash(&a.access)).await.unwrap().hash, one.hash);
+    a.put("k", "w").await;
+    assert_ne!(soon("hash", a.store.hash(&a.access)).await.unwrap().hash, one.hash);
+}
