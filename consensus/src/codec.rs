@@ -22,7 +22,11 @@ pub const FORMAT: u32 = 1;
 
 /// Refuses a record that a newer version wrote.
 fn check_format(what: &'static str, format: u32) -> Result<(), CodecError> {
-    if format == FORMAT { Ok(()) } else { Err(CodecError::Format { what, format }) }
+    if format == FORMAT {
+        Ok(())
+    } else {
+        Err(CodecError::Format { what, format })
+    }
 }
 
 fn missing(what: &'static str) -> CodecError {
@@ -36,7 +40,10 @@ pub fn decode<M: Message + Default>(what: &'static str, bytes: Bytes) -> Result<
 
 /// A log id as a record.
 pub fn log_id_to_pb(id: &LogId) -> pb::LogId {
-    pb::LogId { term: id.leader_id.term, index: id.index }
+    pb::LogId {
+        term: id.leader_id.term,
+        index: id.index,
+    }
 }
 
 /// A log id from a record.
@@ -46,12 +53,20 @@ pub fn log_id_from_pb(id: pb::LogId) -> LogId {
 
 /// A vote as a record.
 pub fn vote_to_pb(vote: &Vote) -> pb::Vote {
-    pb::Vote { term: vote.leader_id.term, node: vote.leader_id.voted_for, committed: vote.committed }
+    pb::Vote {
+        term: vote.leader_id.term,
+        node: vote.leader_id.voted_for,
+        committed: vote.committed,
+    }
 }
 
 /// A vote from a record.
 pub fn vote_from_pb(vote: pb::Vote) -> Vote {
-    if vote.committed { Vote::new_committed(vote.term, vote.node) } else { Vote::new(vote.term, vote.node) }
+    if vote.committed {
+        Vote::new_committed(vote.term, vote.node)
+    } else {
+        Vote::new(vote.term, vote.node)
+    }
 }
 
 /// A vote that must be there.
@@ -60,27 +75,53 @@ pub fn required_vote(vote: Option<pb::Vote>) -> Result<Vote, CodecError> {
 }
 
 fn member_to_pb(member: &Member) -> pb::Member {
-    pb::Member { name: member.name.clone(), address: member.address.clone() }
+    pb::Member {
+        name: member.name.clone(),
+        address: member.address.clone(),
+    }
 }
 
 /// A membership as a record.
 pub fn membership_to_pb(membership: &Membership) -> pb::Membership {
-    let voters = |ids: &BTreeSet<u64>| pb::membership::Voters { ids: ids.iter().copied().collect() };
+    let voters = |ids: &BTreeSet<u64>| pb::membership::Voters {
+        ids: ids.iter().copied().collect(),
+    };
     pb::Membership {
         configs: membership.get_joint_config().iter().map(voters).collect(),
-        members: membership.nodes().map(|(id, member)| (*id, member_to_pb(member))).collect(),
+        members: membership
+            .nodes()
+            .map(|(id, member)| (*id, member_to_pb(member)))
+            .collect(),
     }
 }
 
 /// A membership from a record.
 pub fn membership_from_pb(record: pb::Membership) -> Result<Membership, CodecError> {
-    let configs: Vec<BTreeSet<u64>> = record.configs.into_iter().map(|c| c.ids.into_iter().collect()).collect();
-    let members: BTreeMap<u64, Member> =
-        record.members.into_iter().map(|(id, m)| (id, Member { name: m.name, address: m.address })).collect();
+    let configs: Vec<BTreeSet<u64>> = record
+        .configs
+        .into_iter()
+        .map(|c| c.ids.into_iter().collect())
+        .collect();
+    let members: BTreeMap<u64, Member> = record
+        .members
+        .into_iter()
+        .map(|(id, m)| {
+            (
+                id,
+                Member {
+                    name: m.name,
+                    address: m.address,
+                },
+            )
+        })
+        .collect();
     if configs.is_empty() && members.is_empty() {
         return Ok(Membership::default());
     }
-    Membership::new(configs, members).map_err(|fault| CodecError::Invalid { what: "membership", fault: fault.to_string() })
+    Membership::new(configs, members).map_err(|fault| CodecError::Invalid {
+        what: "membership",
+        fault: fault.to_string(),
+    })
 }
 
 /// A stored membership as a record.
@@ -93,20 +134,36 @@ pub fn stored_membership_to_pb(stored: &StoredMembership) -> pb::StoredMembershi
 
 /// A stored membership from a record.
 pub fn stored_membership_from_pb(record: Option<pb::StoredMembership>) -> Result<StoredMembership, CodecError> {
-    let Some(record) = record else { return Ok(StoredMembership::default()) };
-    let membership = record.membership.map(membership_from_pb).transpose()?.unwrap_or_default();
+    let Some(record) = record else {
+        return Ok(StoredMembership::default());
+    };
+    let membership = record
+        .membership
+        .map(membership_from_pb)
+        .transpose()?
+        .unwrap_or_default();
     Ok(StoredMembership::new(record.log_id.map(log_id_from_pb), membership))
 }
 
 /// A proposal as a message. The command's bytes are shared, not copied.
 pub fn proposal_to_pb(proposal: &Proposal) -> pb::Proposal {
-    pb::Proposal { origin: proposal.id.origin, sequence: proposal.id.sequence, command: proposal.command.clone() }
+    pb::Proposal {
+        origin: proposal.id.origin,
+        sequence: proposal.id.sequence,
+        command: proposal.command.clone(),
+    }
 }
 
 /// A proposal from a message.
 pub fn proposal_from_pb(record: pb::Proposal) -> Proposal {
-    let id = ProposalId { origin: record.origin, sequence: record.sequence };
-    Proposal { id, command: record.command }
+    let id = ProposalId {
+        origin: record.origin,
+        sequence: record.sequence,
+    };
+    Proposal {
+        id,
+        command: record.command,
+    }
 }
 
 /// An entry as a record.
@@ -117,7 +174,12 @@ pub fn entry_to_pb(entry: &Entry) -> pb::Entry {
         EntryPayload::Membership(membership) => pb::entry::Payload::Membership(membership_to_pb(membership)),
     };
     let id = &entry.log_id;
-    pb::Entry { format: FORMAT, term: id.leader_id.term, index: id.index, payload: Some(payload) }
+    pb::Entry {
+        format: FORMAT,
+        term: id.leader_id.term,
+        index: id.index,
+        payload: Some(payload),
+    }
 }
 
 /// An entry from a record.
@@ -128,7 +190,13 @@ pub fn entry_from_pb(record: pb::Entry) -> Result<Entry, CodecError> {
         pb::entry::Payload::Proposal(proposal) => EntryPayload::Normal(proposal_from_pb(proposal)),
         pb::entry::Payload::Membership(membership) => EntryPayload::Membership(membership_from_pb(membership)?),
     };
-    Ok(Entry { log_id: log_id_from_pb(pb::LogId { term: record.term, index: record.index }), payload })
+    Ok(Entry {
+        log_id: log_id_from_pb(pb::LogId {
+            term: record.term,
+            index: record.index,
+        }),
+        payload,
+    })
 }
 
 /// An entry from stored bytes.
@@ -170,7 +238,12 @@ impl Applied {
 
 /// A vote as a stored record.
 pub fn vote_record(vote: &Vote) -> Bytes {
-    pb::VoteRecord { format: FORMAT, vote: Some(vote_to_pb(vote)) }.encode_to_vec().into()
+    pb::VoteRecord {
+        format: FORMAT,
+        vote: Some(vote_to_pb(vote)),
+    }
+    .encode_to_vec()
+    .into()
 }
 
 /// A vote from a stored record.
@@ -182,14 +255,22 @@ pub fn vote_from_record(bytes: Bytes) -> Result<Vote, CodecError> {
 
 /// The newest purged log id as a stored record.
 pub fn purged_record(id: &LogId) -> Bytes {
-    pb::PurgedRecord { format: FORMAT, log_id: Some(log_id_to_pb(id)) }.encode_to_vec().into()
+    pb::PurgedRecord {
+        format: FORMAT,
+        log_id: Some(log_id_to_pb(id)),
+    }
+    .encode_to_vec()
+    .into()
 }
 
 /// The newest purged log id from a stored record.
 pub fn purged_from_record(bytes: Bytes) -> Result<LogId, CodecError> {
     let record: pb::PurgedRecord = decode("purged record", bytes)?;
     check_format("purged record", record.format)?;
-    record.log_id.map(log_id_from_pb).ok_or_else(|| missing("purged log id"))
+    record
+        .log_id
+        .map(log_id_from_pb)
+        .ok_or_else(|| missing("purged log id"))
 }
 
 /// An append request as a message.
@@ -208,7 +289,11 @@ pub fn append_from_pb(message: pb::AppendRequest) -> Result<AppendEntriesRequest
     Ok(AppendEntriesRequest {
         vote: required_vote(message.vote)?,
         prev_log_id: message.previous.map(log_id_from_pb),
-        entries: message.entries.into_iter().map(entry_from_pb).collect::<Result<_, _>>()?,
+        entries: message
+            .entries
+            .into_iter()
+            .map(entry_from_pb)
+            .collect::<Result<_, _>>()?,
         leader_commit: message.committed.map(log_id_from_pb),
     })
 }
@@ -260,7 +345,11 @@ pub fn transfer_to_pb(group: u32, request: &TransferLeaderRequest<TypeConfig>) -
 /// A transfer request from a message.
 pub fn transfer_from_pb(message: pb::TransferRequest) -> Result<TransferLeaderRequest<TypeConfig>, CodecError> {
     let last = message.last.map(log_id_from_pb);
-    Ok(TransferLeaderRequest::new(required_vote(message.from)?, message.to, last))
+    Ok(TransferLeaderRequest::new(
+        required_vote(message.from)?,
+        message.to,
+        last,
+    ))
 }
 
 #[cfg(test)]
@@ -277,7 +366,15 @@ mod tests {
         let members: BTreeMap<u64, Member> = configs
             .iter()
             .flatten()
-            .map(|id| (*id, Member { name: format!("n{id}"), address: format!("127.0.0.{id}:1") }))
+            .map(|id| {
+                (
+                    *id,
+                    Member {
+                        name: format!("n{id}"),
+                        address: format!("127.0.0.{id}:1"),
+                    },
+                )
+            })
             .collect();
         Membership::new(configs, members).unwrap()
     }
@@ -287,14 +384,20 @@ mod tests {
         let payloads = [
             EntryPayload::Blank,
             EntryPayload::Normal(Proposal {
-                id: ProposalId { origin: u64::MAX, sequence: 9 },
+                id: ProposalId {
+                    origin: u64::MAX,
+                    sequence: 9,
+                },
                 command: Bytes::from_static(b"command"),
             }),
             EntryPayload::Membership(membership(&[&[1, 2, 3], &[2, 3, 4]])),
             EntryPayload::Membership(Membership::default()),
         ];
         for payload in payloads {
-            let entry = Entry { log_id: log_id(3, 7), payload };
+            let entry = Entry {
+                log_id: log_id(3, 7),
+                payload,
+            };
             let back = entry_from_bytes(entry_to_pb(&entry).encode_to_vec().into()).unwrap();
             assert_eq!(back.log_id, entry.log_id);
             assert_eq!(back.payload, entry.payload);
@@ -303,12 +406,18 @@ mod tests {
 
     #[test]
     fn newer_formats_are_refused_by_name() {
-        let mut record = entry_to_pb(&Entry { log_id: log_id(1, 1), payload: EntryPayload::Blank });
+        let mut record = entry_to_pb(&Entry {
+            log_id: log_id(1, 1),
+            payload: EntryPayload::Blank,
+        });
         record.format = 2;
         let error = entry_from_bytes(record.encode_to_vec().into()).unwrap_err();
         assert!(error.to_string().contains("format 2"), "{error}");
         assert!(vote_from_record(Bytes::from_static(b"\x08\x07")).is_err());
-        assert!(matches!(entry_from_bytes(Bytes::from_static(b"\xff\xff")), Err(CodecError::Malformed { .. })));
+        assert!(matches!(
+            entry_from_bytes(Bytes::from_static(b"\xff\xff")),
+            Err(CodecError::Malformed { .. })
+        ));
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(100),
+            heartbeat: Duration::from_millis(150),
             election_min: Duration::from_millis(350),
             election_max: Duration::from_millis(700),
             append_timeout: Duration::from_millis(700),
@@ -84,7 +84,10 @@ impl Settings {
             enable_leader_restore: Some(false),
             ..openraft::Config::default()
         };
-        config.validate().map_err(|error| ConsensusError::Config { field: "consensus", fault: error.to_string() })
+        config.validate().map_err(|error| ConsensusError::Config {
+            field: "consensus",
+            fault: error.to_string(),
+        })
     }
 }
 
@@ -101,8 +104,11 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// Certificates and key.
     pub tls: TlsPem,
-    /// All servers that form the cluster at first, this one included; the same on each. Later changes are in the log.
+    /// All servers that form the cluster at first, this one included, the same on each. Later changes are in the log; but what
+    /// is said here of a member's address goes before what the log says, so that servers can be moved.
     pub members: BTreeMap<NodeId, Member>,
+    /// Where this server, and only this one, finds others; `host:port`. Usually empty.
+    pub addresses: BTreeMap<NodeId, String>,
     /// Timing and sizes.
     pub settings: Settings,
     /// Version of the program, for the status.
@@ -114,15 +120,37 @@ impl NodeConfig {
     pub fn check(&self) -> Result<(), ConsensusError> {
         let fault = |field, fault: String| Err(ConsensusError::Config { field, fault });
         let Some(me) = self.members.get(&self.id) else {
-            return fault("members", format!("server {} is not in the member list: add it with its address", self.id));
+            return fault(
+                "members",
+                format!("server {} is not in the member list: add it with its address", self.id),
+            );
         };
         if me.name != self.name {
-            return fault("name", format!("server {} is called {:?} in the member list: make them equal", self.id, me.name));
+            return fault(
+                "name",
+                format!(
+                    "server {} is called {:?} in the member list: make them equal",
+                    self.id, me.name
+                ),
+            );
         }
         for (id, member) in &self.members {
             if member.name.is_empty() || member.address.rsplit_once(':').is_none() {
-                return fault("members", format!("member {id} needs a name and an address of the form host:port"));
+                return fault(
+                    "members",
+                    format!("member {id} needs a name and an address of the form host:port"),
+                );
             }
+        }
+        if let Some((id, address)) = self
+            .addresses
+            .iter()
+            .find(|(_, address)| address.rsplit_once(':').is_none())
+        {
+            return fault(
+                "addresses",
+                format!("{address:?} of member {id} is not of the form host:port"),
+            );
         }
         self.settings.raft(String::new()).map(|_| ())
     }
@@ -133,14 +161,22 @@ mod tests {
     use super::*;
 
     fn config() -> NodeConfig {
-        let member = Member { name: "eu".into(), address: "127.0.1.1:8444".into() };
+        let member = Member {
+            name: "eu".into(),
+            address: "127.0.1.1:8444".into(),
+        };
         NodeConfig {
             id: 1,
             name: "eu".into(),
             listen: "127.0.1.1:8444".into(),
             data_dir: PathBuf::new(),
-            tls: TlsPem { ca: String::new(), cert: String::new(), key: String::new() },
+            tls: TlsPem {
+                ca: String::new(),
+                cert: String::new(),
+                key: String::new(),
+            },
             members: BTreeMap::from([(1, member)]),
+            addresses: BTreeMap::new(),
             settings: Settings::default(),
             version: String::new(),
         }
@@ -157,7 +193,13 @@ mod tests {
         };
         refused(|c| c.id = 2, "not in the member list");
         refused(|c| c.name = "us".into(), "make them equal");
-        refused(|c| c.members.get_mut(&1).unwrap().address = "nowhere".into(), "host:port");
-        refused(|c| c.settings.election_min = Duration::from_millis(50), "field consensus");
+        refused(
+            |c| c.members.get_mut(&1).unwrap().address = "nowhere".into(),
+            "host:port",
+        );
+        refused(
+            |c| c.settings.election_min = Duration::from_millis(50),
+            "field consensus",
+        );
     }
 }

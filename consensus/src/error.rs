@@ -15,7 +15,9 @@ pub enum CodecError {
         source: prost::DecodeError,
     },
     /// Written by a newer version.
-    #[error("{what} has format {format}, which this version does not know: run the version that wrote it, or a newer one")]
+    #[error(
+        "{what} has format {format}, which this version does not know: run the version that wrote it, or a newer one"
+    )]
     Format {
         /// What was read.
         what: &'static str,
@@ -58,7 +60,9 @@ pub enum ConsensusError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The Raft port cannot be opened.
-    #[error("cannot listen on {address} for other servers: is another process using it, or is the address not of this machine?")]
+    #[error(
+        "cannot listen on {address} for other servers: is another process using it, or is the address not of this machine?"
+    )]
     Listen {
         /// The address.
         address: String,
@@ -132,7 +136,9 @@ impl ConsensusError {
     /// Whether a later try may succeed without anybody repairing anything.
     pub fn retryable(&self) -> bool {
         match self {
-            Self::Config { .. } | Self::Tls { .. } | Self::LogLost { .. } | Self::Codec(_) | Self::DataGone { .. } => false,
+            Self::Config { .. } | Self::Tls { .. } | Self::LogLost { .. } | Self::Codec(_) | Self::DataGone { .. } => {
+                false
+            }
             Self::Listen { .. } | Self::File { .. } | Self::Raft { .. } | Self::Timeout { .. } => true,
             Self::Store(error) => error.retryable(),
         }

@@ -109,7 +109,15 @@ impl Group {
                 let here = leader == Some(self.me) && seen.state == ServerState::Leader;
                 // A vote that names this server is not yet leadership here.
                 let leader = leader.filter(|id| *id != self.me || here);
-                (Leadership { leader, member, term: seen.current_term, here }, seen.running_state.clone())
+                (
+                    Leadership {
+                        leader,
+                        member,
+                        term: seen.current_term,
+                        here,
+                    },
+                    seen.running_state.clone(),
+                )
             };
             match running {
                 Ok(()) => {}

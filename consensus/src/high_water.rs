@@ -30,7 +30,10 @@ impl HighWater {
             Some(path) => read(path)?,
             None => 0,
         };
-        Ok(Self { path, next: Mutex::new(next) })
+        Ok(Self {
+            path,
+            next: Mutex::new(next),
+        })
     }
 
     /// One more than the last index that must be there; 0 when nothing is known.
@@ -85,7 +88,9 @@ fn read(path: &Path) -> io::Result<u64> {
         Err(error) => return Err(error),
     };
     let mut lines = text.lines();
-    let mark = (lines.next() == Some(HEADER)).then(|| lines.next().and_then(|line| line.parse().ok())).flatten();
+    let mark = (lines.next() == Some(HEADER))
+        .then(|| lines.next().and_then(|line| line.parse().ok()))
+        .flatten();
     mark.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a log mark, or a damaged one"))
 }
 
@@ -111,6 +116,9 @@ mod tests {
         mark.advance(7 + STRIDE).unwrap();
         assert_eq!(open().next(), 8 + STRIDE);
         fs::write(&path, "garbage").unwrap();
-        assert_eq!(HighWater::open(Some(path)).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            HighWater::open(Some(path)).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
     }
 }

@@ -46,7 +46,9 @@ struct Inner {
 
 impl Debug for LogStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LogStore").field("group", &self.inner.group).finish_non_exhaustive()
+        f.debug_struct("LogStore")
+            .field("group", &self.inner.group)
+            .finish_non_exhaustive()
     }
 }
 
@@ -63,10 +65,20 @@ impl LogStore {
     pub fn open(group: GroupId, writer: LogWriter, data_dir: Option<&Path>) -> Result<Self, ConsensusError> {
         let path = data_dir.map(|dir| dir.join(format!("log-{}.mark", group_name(group))));
         let shown = path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-        let mark = HighWater::open(path)
-            .map_err(|source| ConsensusError::File { what: "read the log mark", path: shown, source })?;
+        let mark = HighWater::open(path).map_err(|source| ConsensusError::File {
+            what: "read the log mark",
+            path: shown,
+            source,
+        })?;
         let engine = Arc::clone(writer.engine());
-        let store = Self { inner: Arc::new(Inner { group, engine, writer, mark: Arc::new(mark) }) };
+        let store = Self {
+            inner: Arc::new(Inner {
+                group,
+                engine,
+                writer,
+                mark: Arc::new(mark),
+            }),
+        };
         store.check_complete()?;
         Ok(store)
     }
@@ -80,7 +92,11 @@ impl LogStore {
         if next >= expected {
             return Ok(());
         }
-        Err(ConsensusError::LogLost { group: inner.group, expected: expected - 1, found: next.saturating_sub(1) })
+        Err(ConsensusError::LogLost {
+            group: inner.group,
+            expected: expected - 1,
+            found: next.saturating_sub(1),
+        })
     }
 
     fn meta(&self, name: &[u8]) -> Result<Option<Bytes>, EngineError> {
@@ -99,8 +115,15 @@ impl LogStore {
 
     fn last_entry(&self) -> Result<Option<LogId>, ConsensusError> {
         let prefix = self.inner.group.prefix();
-        let last = self.inner.engine.last(Cf::Log, &prefix, &prefix_end(&prefix)).map_err(StoreError::from)?;
-        Ok(last.map(|(_, value)| codec::entry_from_bytes(value)).transpose()?.map(|entry| entry.log_id))
+        let last = self
+            .inner
+            .engine
+            .last(Cf::Log, &prefix, &prefix_end(&prefix))
+            .map_err(StoreError::from)?;
+        Ok(last
+            .map(|(_, value)| codec::entry_from_bytes(value))
+            .transpose()?
+            .map(|entry| entry.log_id))
     }
 
     /// Entries of `[start, end)`, up to [`MAX_READ_BYTES`] if `bounded`.
@@ -110,7 +133,11 @@ impl LogStore {
             return Ok(Vec::new());
         }
         let (from, to) = (log_key(group, start), log_key(group, end));
-        let mut cursor = self.inner.engine.cursor(Cf::Log, &from, &to).map_err(StoreError::from)?;
+        let mut cursor = self
+            .inner
+            .engine
+            .cursor(Cf::Log, &from, &to)
+            .map_err(StoreError::from)?;
         let (mut entries, mut bytes) = (Vec::new(), 0);
         while let Some((_, value)) = cursor.current() {
             bytes += value.len();
@@ -195,7 +222,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let purged = self.purged().map_err(io_error)?;
         let last = self.last_entry().map_err(io_error)?;
-        Ok(LogState { last_purged_log_id: purged, last_log_id: last.max(purged) })
+        Ok(LogState {
+            last_purged_log_id: purged,
+            last_log_id: last.max(purged),
+        })
     }
 
     async fn get_log_reader(&mut self) -> Self {
@@ -229,14 +259,22 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
-        let Inner { group, engine, writer, mark } = self.inner.as_ref();
+        let Inner {
+            group,
+            engine,
+            writer,
+            mark,
+        } = self.inner.as_ref();
         let keep = last_log_id.map_or(0, |id| id.index + 1);
         // Callbacks of earlier appends raise the mark; they must be through before it goes down.
         writer.write(WriteBatch::new()).await.map_err(io_error)?;
         mark.lower(keep)?;
         let prefix = group.prefix();
         let last = engine.last(Cf::Log, &prefix, &prefix_end(&prefix)).map_err(io_error)?;
-        let last = last.map(|(_, value)| codec::entry_from_bytes(value)).transpose().map_err(io_error)?;
+        let last = last
+            .map(|(_, value)| codec::entry_from_bytes(value))
+            .transpose()
+            .map_err(io_error)?;
         // Few entries are ever cut, and single deletes leave no range tombstone near the end of the log.
         let mut batch = WriteBatch::new();
         for index in keep..last.map_or(keep, |entry| entry.index() + 1) {

@@ -5,7 +5,7 @@
 //! openraft-multi's adapter sends one request per round trip instead, so its connection sharing is done here.
 
 use crate::codec::{self, pb};
-use crate::config::Settings;
+use crate::config::{NodeConfig, Settings};
 use crate::error::ConsensusError;
 use crate::snapshot::SnapshotData;
 use crate::tls::Tls;
@@ -25,7 +25,7 @@ use openraft::raft::{
 };
 use parking_lot::Mutex;
 use pb::consensus_client::ConsensusClient;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,12 +71,17 @@ struct Inner {
     tls: Tls,
     clock: SharedClock,
     settings: Settings,
+    /// Members as this server's own configuration has them.
+    configured: BTreeMap<NodeId, Member>,
+    addresses: BTreeMap<NodeId, String>,
     peers: Mutex<HashMap<NodeId, Peer>>,
 }
 
 impl fmt::Debug for Peers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Peers").field("me", &self.inner.me).finish_non_exhaustive()
+        f.debug_struct("Peers")
+            .field("me", &self.inner.me)
+            .finish_non_exhaustive()
     }
 }
 
@@ -85,8 +90,32 @@ pub type Client = ConsensusClient<Channel>;
 
 impl Peers {
     /// No connection yet; they are made when used.
-    pub fn new(me: NodeId, tls: Tls, clock: SharedClock, settings: Settings) -> Self {
-        Self { inner: Arc::new(Inner { me, tls, clock, settings, peers: Mutex::default() }) }
+    pub fn new(config: &NodeConfig, tls: Tls, clock: SharedClock) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                me: config.id,
+                tls,
+                clock,
+                settings: config.settings.clone(),
+                configured: config.members.clone(),
+                addresses: config.addresses.clone(),
+                peers: Mutex::default(),
+            }),
+        }
+    }
+
+    /// How to reach a member that the log knows as `member`: as this server's configuration says, if it means the same server.
+    pub fn locate(&self, id: NodeId, member: &Member) -> Member {
+        let configured = self
+            .inner
+            .configured
+            .get(&id)
+            .filter(|configured| configured.name == member.name);
+        let mut found = configured.unwrap_or(member).clone();
+        if let Some(address) = self.inner.addresses.get(&id) {
+            found.address.clone_from(address);
+        }
+        found
     }
 
     /// This server.
@@ -106,19 +135,31 @@ impl Peers {
 
     /// A client to `member`. Does not connect: the first call does, and every call after a loss again.
     pub fn client(&self, id: NodeId, member: &Member, lane: Lane) -> Result<Client, ConsensusError> {
+        let member = &self.locate(id, member);
         let mut peers = self.inner.peers.lock();
         let known = peers.get(&id).is_some_and(|peer| peer.member == *member);
         if !known {
             let connect = || self.endpoint(member).map(|endpoint| endpoint.connect_lazy());
-            peers.insert(id, Peer { member: member.clone(), control: connect()?, bulk: connect()? });
+            peers.insert(
+                id,
+                Peer {
+                    member: member.clone(),
+                    control: connect()?,
+                    bulk: connect()?,
+                },
+            );
         }
         let channel = peers.get(&id).map(|peer| match lane {
             Lane::Control => peer.control.clone(),
             Lane::Bulk => peer.bulk.clone(),
         });
-        let Some(channel) = channel else { return Err(no_address(member, "was just added")) };
+        let Some(channel) = channel else {
+            return Err(no_address(member, "was just added"));
+        };
         let client = ConsensusClient::new(channel);
-        Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES))
+        Ok(client
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
     }
 
     fn endpoint(&self, member: &Member) -> Result<Endpoint, ConsensusError> {
@@ -138,8 +179,14 @@ impl Peers {
 }
 
 fn no_address(member: &Member, fault: &str) -> ConsensusError {
-    let fault = format!("address {:?} of server {} is not usable ({fault}): write host:port", member.address, member.name);
-    ConsensusError::Config { field: "members", fault }
+    let fault = format!(
+        "address {:?} of server {} is not usable ({fault}): write host:port",
+        member.address, member.name
+    );
+    ConsensusError::Config {
+        field: "members",
+        fault,
+    }
 }
 
 /// Makes Raft's clients for one group.
@@ -156,7 +203,13 @@ impl NetworkFactory {
     }
 
     fn network(&self, target: NodeId, member: &Member, lane: Lane) -> PeerNetwork {
-        PeerNetwork { peers: self.peers.clone(), group: self.group, target, member: member.clone(), lane }
+        PeerNetwork {
+            peers: self.peers.clone(),
+            group: self.group,
+            target,
+            member: member.clone(),
+            lane,
+        }
     }
 }
 
@@ -186,16 +239,28 @@ type Rpc = RPCError<TypeConfig>;
 
 impl PeerNetwork {
     fn client(&self, lane: Lane) -> Result<Client, Rpc> {
-        self.peers.client(self.target, &self.member, lane).map_err(|error| unreachable(&error))
+        self.peers
+            .client(self.target, &self.member, lane)
+            .map_err(|error| unreachable(&error))
     }
 
     fn timed_out(&self, action: RPCTypes, after: Duration) -> Rpc {
-        RPCError::Timeout(Timeout { action, id: self.peers.me(), target: self.target, timeout: after })
+        RPCError::Timeout(Timeout {
+            action,
+            id: self.peers.me(),
+            target: self.target,
+            timeout: after,
+        })
     }
 
     /// Runs one call within `limit`. The future owns what it needs: one that borrowed `self` could not cross threads inside
     /// openraft's boxed futures.
-    fn call<T, F>(&self, action: RPCTypes, limit: Duration, call: F) -> impl Future<Output = Result<T, Rpc>> + Send + use<T, F>
+    fn call<T, F>(
+        &self,
+        action: RPCTypes,
+        limit: Duration,
+        call: F,
+    ) -> impl Future<Output = Result<T, Rpc>> + Send + use<T, F>
     where
         T: Send,
         F: Future<Output = Result<tonic::Response<T>, Status>> + Send,
@@ -227,7 +292,9 @@ fn unreachable<E: std::error::Error + 'static>(error: &E) -> Rpc {
 impl NetBackoff<TypeConfig> for PeerNetwork {
     fn backoff(&self) -> Option<Backoff> {
         let (first, longest) = RECONNECT;
-        Some(Backoff::new(std::iter::successors(Some(first), move |wait| Some((*wait * 2).min(longest)))))
+        Some(Backoff::new(std::iter::successors(Some(first), move |wait| {
+            Some((*wait * 2).min(longest))
+        })))
     }
 }
 
@@ -235,14 +302,22 @@ impl NetVote<TypeConfig> for PeerNetwork {
     async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Result<VoteResponse<TypeConfig>, Rpc> {
         let mut client = self.client(Lane::Control)?;
         let request = codec::vote_request_to_pb(self.group.0, &rpc);
-        let reply = self.call(RPCTypes::Vote, option.soft_ttl(), client.vote(request)).await?;
+        let reply = self
+            .call(RPCTypes::Vote, option.soft_ttl(), client.vote(request))
+            .await?;
         codec::vote_reply_from_pb(reply).map_err(|error| unreachable(&error))
     }
 
-    async fn pre_vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Result<VoteResponse<TypeConfig>, Rpc> {
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, Rpc> {
         let mut client = self.client(Lane::Control)?;
         let request = codec::vote_request_to_pb(self.group.0, &rpc);
-        let reply = self.call(RPCTypes::Vote, option.soft_ttl(), client.pre_vote(request)).await?;
+        let reply = self
+            .call(RPCTypes::Vote, option.soft_ttl(), client.pre_vote(request))
+            .await?;
         codec::vote_reply_from_pb(reply).map_err(|error| unreachable(&error))
     }
 }
@@ -255,13 +330,22 @@ impl NetTransferLeader<TypeConfig> for PeerNetwork {
     ) -> Result<TransferLeaderResponse<TypeConfig>, Rpc> {
         let mut client = self.client(Lane::Control)?;
         let request = codec::transfer_to_pb(self.group.0, &req);
-        let reply = self.call(RPCTypes::TransferLeader, option.soft_ttl(), client.transfer_leader(request)).await?;
+        let reply = self
+            .call(
+                RPCTypes::TransferLeader,
+                option.soft_ttl(),
+                client.transfer_leader(request),
+            )
+            .await?;
         if reply.refused.is_empty() {
             return Ok(Ok(()));
         }
         tracing::info!(group = %self.group, target = self.target, reason = reply.refused, "leadership was not taken over");
         let expected = *req.from_leader();
-        Ok(Err(TransferLeaderError::VoteChanged { expected, actual: expected }))
+        Ok(Err(TransferLeaderError::VoteChanged {
+            expected,
+            actual: expected,
+        }))
     }
 }
 
@@ -326,8 +410,15 @@ impl NetStreamAppend<TypeConfig> for PeerNetwork {
             });
             // A follower answers after its disk has; that may take longer than a heartbeat's share of the time.
             let limit = option.soft_ttl().max(network.peers.settings().append_timeout);
-            let replies = network.call(RPCTypes::AppendEntries, limit, client.append(requests)).await?;
-            let session = Session { network: network.clone(), replies, unanswered, limit };
+            let replies = network
+                .call(RPCTypes::AppendEntries, limit, client.append(requests))
+                .await?;
+            let session = Session {
+                network: network.clone(),
+                replies,
+                unanswered,
+                limit,
+            };
             let results = futures::stream::unfold(Some(session), |session| async move {
                 let mut session = session?;
                 let result = session.next().await?;
@@ -381,6 +472,8 @@ fn append_result(reply: pb::AppendReply) -> Result<StreamAppendResult<TypeConfig
         Some(R::Matched(matched)) => Ok(Ok(matched.log_id.map(codec::log_id_from_pb))),
         Some(R::Conflict(at)) => Ok(Err(StreamAppendError::Conflict(codec::log_id_from_pb(at)))),
         Some(R::HigherVote(vote)) => Ok(Err(StreamAppendError::HigherVote(codec::vote_from_pb(vote)))),
-        None => Err(RPCError::Unreachable(Unreachable::from_string("an append reply without a result"))),
+        None => Err(RPCError::Unreachable(Unreachable::from_string(
+            "an append reply without a result",
+        ))),
     }
 }

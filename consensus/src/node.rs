@@ -4,7 +4,6 @@ use crate::codec::pb;
 use crate::config::NodeConfig;
 use crate::error::ConsensusError;
 use crate::group::{Group, GroupRaft, Leadership};
-use crate::timers;
 use crate::log_store::LogStore;
 use crate::network::{Lane, NetworkFactory, Peers};
 use crate::pending::Pending;
@@ -13,6 +12,7 @@ use crate::replicated_store::ReplicatedStore;
 use crate::service::{Server, Service};
 use crate::snapshot::Spool;
 use crate::state_machine::StateMachine;
+use crate::timers;
 use crate::tls::Tls;
 use crate::types::{GROUPS, GroupId, Member, NodeId, group_name};
 use futures::StreamExt;
@@ -57,7 +57,9 @@ pub struct NodeParts {
 
 impl fmt::Debug for NodeParts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NodeParts").field("writer", &self.writer).finish_non_exhaustive()
+        f.debug_struct("NodeParts")
+            .field("writer", &self.writer)
+            .finish_non_exhaustive()
     }
 }
 
@@ -94,12 +96,19 @@ struct Inner {
 
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Node").field("id", &self.inner.config.id).field("name", &self.inner.config.name).finish_non_exhaustive()
+        f.debug_struct("Node")
+            .field("id", &self.inner.config.id)
+            .field("name", &self.inner.config.name)
+            .finish_non_exhaustive()
     }
 }
 
 fn raft_fault<E: fmt::Display>(group: GroupId, what: &'static str) -> impl FnOnce(E) -> ConsensusError {
-    move |error| ConsensusError::Raft { group, what, fault: error.to_string() }
+    move |error| ConsensusError::Raft {
+        group,
+        what,
+        fault: error.to_string(),
+    }
 }
 
 impl Node {
@@ -116,10 +125,19 @@ impl Node {
             Some(listener) => listener,
             None => TcpListener::bind(&config.listen)
                 .await
-                .map_err(|source| ConsensusError::Listen { address: config.listen.clone(), source })?,
+                .map_err(|source| ConsensusError::Listen {
+                    address: config.listen.clone(),
+                    source,
+                })?,
         };
-        let peers = Peers::new(config.id, tls.clone(), Arc::clone(&parts.clock), config.settings.clone());
-        let starting = Starting { config: &config, peers: &peers, writer: &parts.writer, rng: &parts.rng, supervisor: &parts.supervisor };
+        let peers = Peers::new(&config, tls.clone(), Arc::clone(&parts.clock));
+        let starting = Starting {
+            config: &config,
+            peers: &peers,
+            writer: &parts.writer,
+            rng: &parts.rng,
+            supervisor: &parts.supervisor,
+        };
         let mut groups = BTreeMap::new();
         let mut logs = BTreeMap::new();
         for id in GROUPS {
@@ -131,7 +149,12 @@ impl Node {
             groups.insert(id, starting.group(id, log).await?);
         }
         let groups = Arc::new(groups);
-        let service = Service::new(config.id, config.name.clone(), config.version.clone(), Arc::clone(&groups));
+        let service = Service::new(
+            config.id,
+            config.name.clone(),
+            config.version.clone(),
+            Arc::clone(&groups),
+        );
         let server = Server {
             listener,
             tls: tls.server(),
@@ -140,11 +163,28 @@ impl Node {
             stop: parts.supervisor.shutdown_token().phase(Phase::Flush),
         };
         // The port stays open until leadership was handed over: its phase is that of apply, not that of listeners.
-        parts.supervisor.spawn(TaskKind::Apply, "raft port", server.run(service));
+        parts
+            .supervisor
+            .spawn(TaskKind::Apply, "raft port", server.run(service));
         let engine = parts.writer.engine();
-        let store = |group: &Arc<Group>| ReplicatedStore::new(Arc::clone(group), Arc::clone(engine), Arc::clone(&parts.rng));
+        let store =
+            |group: &Arc<Group>| ReplicatedStore::new(Arc::clone(group), Arc::clone(engine), Arc::clone(&parts.rng));
         let stores = groups.iter().map(|(id, group)| (*id, store(group))).collect();
-        Ok(Self { inner: Arc::new(Inner { config, groups, stores, peers, clock: parts.clock }) })
+        let node = Self {
+            inner: Arc::new(Inner {
+                config,
+                groups,
+                stores,
+                peers,
+                clock: parts.clock,
+            }),
+        };
+        let (leaving, stop) = (node.clone(), parts.supervisor.shutdown_token().phase(Phase::Consensus));
+        parts.supervisor.spawn(TaskKind::Consensus, "raft", async move {
+            stop.cancelled().await;
+            Ok(leaving.shutdown().await?)
+        });
+        Ok(node)
     }
 
     /// This server's id.
@@ -186,12 +226,21 @@ impl Node {
     pub async fn initialize(&self, limit: Duration) -> Result<(), ConsensusError> {
         let deadline = self.inner.clock.mono() + limit;
         for (id, group) in self.inner.groups.iter() {
-            while !group.raft.is_initialized().await.map_err(raft_fault(*id, "say whether it is initialized"))? {
+            while !group
+                .raft
+                .is_initialized()
+                .await
+                .map_err(raft_fault(*id, "say whether it is initialized"))?
+            {
                 if self.may_form(*id).await {
                     self.form(group).await?;
                 } else if self.inner.clock.mono() >= deadline {
                     let what = "becoming part of the cluster (are most of the other servers up?)";
-                    return Err(ConsensusError::Timeout { group: *id, what, seconds: limit.as_secs() });
+                    return Err(ConsensusError::Timeout {
+                        group: *id,
+                        what,
+                        seconds: limit.as_secs(),
+                    });
                 } else {
                     self.inner.clock.sleep(POLL * 5).await;
                 }
@@ -230,7 +279,11 @@ impl Node {
             while !group.has_leader() {
                 if self.inner.clock.mono() >= deadline {
                     let what = "the election of a leader";
-                    return Err(ConsensusError::Timeout { group: *id, what, seconds: limit.as_secs() });
+                    return Err(ConsensusError::Timeout {
+                        group: *id,
+                        what,
+                        seconds: limit.as_secs(),
+                    });
                 }
                 self.inner.clock.sleep(POLL).await;
             }
@@ -241,7 +294,8 @@ impl Node {
     /// How all servers are doing. Those that do not answer within the configured time are marked as offline.
     pub async fn cluster_status(&self) -> Vec<MemberStatus> {
         let members = self.members();
-        let mut answers: BTreeMap<NodeId, Option<pb::StatusReply>> = ask_all(&self.inner.peers, &members).await.into_iter().collect();
+        let mut answers: BTreeMap<NodeId, Option<pb::StatusReply>> =
+            ask_all(&self.inner.peers, &members).await.into_iter().collect();
         let here = pb::StatusReply {
             id: self.id(),
             name: self.inner.config.name.clone(),
@@ -254,21 +308,34 @@ impl Node {
 
     /// The members of the council as this server knows them, which are those of every group.
     pub fn members(&self) -> BTreeMap<NodeId, Member> {
-        let found: BTreeMap<NodeId, Member> = self.inner.groups.get(&GroupId::COUNCIL).map_or_else(BTreeMap::new, |group| {
-            let metrics = group.raft.metrics();
-            let seen = metrics.borrow_watched();
-            seen.membership_config.nodes().map(|(id, member)| (*id, member.clone())).collect()
-        });
-        if found.is_empty() { self.inner.config.members.clone() } else { found }
+        let found: BTreeMap<NodeId, Member> =
+            self.inner
+                .groups
+                .get(&GroupId::COUNCIL)
+                .map_or_else(BTreeMap::new, |group| {
+                    let metrics = group.raft.metrics();
+                    let seen = metrics.borrow_watched();
+                    let located = |(id, member): (&NodeId, &Member)| (*id, self.inner.peers.locate(*id, member));
+                    seen.membership_config.nodes().map(located).collect()
+                });
+        if found.is_empty() {
+            self.inner.config.members.clone()
+        } else {
+            found
+        }
     }
 
     /// Adds a server, which must be running with an id that was never used: it gets the data first, then a vote. Call it at
     /// the leader of every group (see [`Node::leadership`]); elsewhere it fails and changes nothing.
     pub async fn add_member(&self, group: GroupId, id: NodeId, member: Member) -> Result<(), ConsensusError> {
         let raft = self.raft(group)?;
-        raft.add_learner(id, member, true).await.map_err(raft_fault(group, "add a server as a learner"))?;
+        raft.add_learner(id, member, true)
+            .await
+            .map_err(raft_fault(group, "add a server as a learner"))?;
         let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
-        raft.change_membership(change, false).await.map_err(raft_fault(group, "give a server a vote"))?;
+        raft.change_membership(change, false)
+            .await
+            .map_err(raft_fault(group, "give a server a vote"))?;
         Ok(())
     }
 
@@ -276,7 +343,9 @@ impl Node {
     pub async fn remove_member(&self, group: GroupId, id: NodeId) -> Result<(), ConsensusError> {
         let raft = self.raft(group)?;
         let change = ChangeMembers::RemoveVoters(BTreeSet::from([id]));
-        raft.change_membership(change, false).await.map_err(raft_fault(group, "remove a server"))?;
+        raft.change_membership(change, false)
+            .await
+            .map_err(raft_fault(group, "remove a server"))?;
         Ok(())
     }
 
@@ -287,10 +356,15 @@ impl Node {
 
     /// Hands the leadership of a group over to `to`. Nothing happens if this server does not lead it.
     pub async fn transfer_leadership(&self, group: GroupId, to: NodeId) -> Result<(), ConsensusError> {
-        self.raft(group)?.trigger().transfer_leader(to).await.map_err(raft_fault(group, "hand leadership over"))
+        self.raft(group)?
+            .trigger()
+            .transfer_leader(to)
+            .await
+            .map_err(raft_fault(group, "hand leadership over"))
     }
 
-    /// Hands leadership over where this server has it, then stops Raft.
+    /// Hands leadership over where this server has it, then stops Raft. Happens by itself when the supervisor's shutdown comes
+    /// to consensus; may be called again.
     pub async fn shutdown(&self) -> Result<(), ConsensusError> {
         for group in self.inner.groups.values() {
             self.hand_over(group).await;
@@ -322,9 +396,15 @@ fn best_follower(group: &Group) -> Option<NodeId> {
     if seen.state != ServerState::Leader {
         return None;
     }
-    let voters: BTreeSet<NodeId> = seen.membership_config.voter_ids().filter(|id| *id != group.me).collect();
+    let voters: BTreeSet<NodeId> = seen
+        .membership_config
+        .voter_ids()
+        .filter(|id| *id != group.me)
+        .collect();
     let matched = seen.replication.iter().flatten().filter(|(id, _)| voters.contains(id));
-    matched.max_by_key(|(_, matched)| matched.as_ref().map(|id| id.index)).map(|(id, _)| *id)
+    matched
+        .max_by_key(|(_, matched)| matched.as_ref().map(|id| id.index))
+        .map(|(id, _)| *id)
 }
 
 /// Asks all `members` but this server how they are, at once.
@@ -333,29 +413,51 @@ async fn ask_all(peers: &Peers, members: &BTreeMap<NodeId, Member>) -> Vec<(Node
         .iter()
         .filter(|(id, _)| **id != peers.me())
         .map(|(id, member)| async move {
-            let Ok(mut client) = peers.client(*id, member, Lane::Control) else { return (*id, None) };
+            let Ok(mut client) = peers.client(*id, member, Lane::Control) else {
+                return (*id, None);
+            };
             let ask = client.status(pb::StatusRequest {});
             let reply = timeout(peers.clock().as_ref(), peers.settings().status_timeout, ask).await;
-            let reply = reply.ok().and_then(|reply| reply.inspect_err(|status| tracing::debug!(id, %status, "no status")).ok());
-            (*id, reply.map(tonic::Response::into_inner).filter(|reply| reply.id == *id))
+            let reply = reply.ok().and_then(|reply| {
+                reply
+                    .inspect_err(|status| tracing::debug!(id, %status, "no status"))
+                    .ok()
+            });
+            (
+                *id,
+                reply.map(tonic::Response::into_inner).filter(|reply| reply.id == *id),
+            )
         })
         .collect();
     asks.collect().await
 }
 
 /// Puts the answers side by side; lag is counted from the leader's last applied entry. Pure.
-fn member_statuses(members: &BTreeMap<NodeId, Member>, answers: &BTreeMap<NodeId, Option<pb::StatusReply>>) -> Vec<MemberStatus> {
+fn member_statuses(
+    members: &BTreeMap<NodeId, Member>,
+    answers: &BTreeMap<NodeId, Option<pb::StatusReply>>,
+) -> Vec<MemberStatus> {
     let statuses = || answers.values().flatten().flat_map(|reply| &reply.groups);
     let leader_applied = |group: u32| {
         let leaders = statuses().filter(|status| status.group == group && status.role == "Leader");
-        leaders.max_by_key(|status| status.term).map(|status| status.applied_index)
+        leaders
+            .max_by_key(|status| status.term)
+            .map(|status| status.applied_index)
     };
-    let name = |id: u64| members.get(&id).map_or_else(|| id.to_string(), |member| member.name.clone());
+    let name = |id: u64| {
+        members
+            .get(&id)
+            .map_or_else(|| id.to_string(), |member| member.name.clone())
+    };
     let progress = |status: &pb::GroupStatus| GroupProgress {
         group: status.group,
         role: status.role.clone(),
         term: status.term,
-        leader: if status.has_leader { name(status.leader) } else { String::new() },
+        leader: if status.has_leader {
+            name(status.leader)
+        } else {
+            String::new()
+        },
         applied_index: status.applied_index,
         revision: status.revision,
         lag: leader_applied(status.group).map(|applied| applied.saturating_sub(status.applied_index)),
@@ -368,7 +470,9 @@ fn member_statuses(members: &BTreeMap<NodeId, Member>, answers: &BTreeMap<NodeId
             address: member.address.clone(),
             online: answer.is_some(),
             version: answer.map(|reply| reply.version.clone()).unwrap_or_default(),
-            groups: answer.map(|reply| reply.groups.iter().map(progress).collect()).unwrap_or_default(),
+            groups: answer
+                .map(|reply| reply.groups.iter().map(progress).collect())
+                .unwrap_or_default(),
         }
     };
     members.iter().map(status).collect()
@@ -439,11 +543,14 @@ impl Starting<'_> {
         let task = async move { follower.follow_leadership().await };
         self.supervisor.spawn(TaskKind::Apply, format!("raft {name}"), task);
         let task = Arc::clone(&group).run_reads(queue, stop.clone());
-        self.supervisor.spawn(TaskKind::Consensus, format!("reads of {name}"), task);
+        self.supervisor
+            .spawn(TaskKind::Consensus, format!("reads of {name}"), task);
         let task = timers::expire_leases(Arc::clone(&group), stop.clone());
-        self.supervisor.spawn(TaskKind::Consensus, format!("leases of {name}"), task);
+        self.supervisor
+            .spawn(TaskKind::Consensus, format!("leases of {name}"), task);
         let task = timers::keep_house(Arc::clone(&group), stop);
-        self.supervisor.spawn(TaskKind::Consensus, format!("upkeep of {name}"), task);
+        self.supervisor
+            .spawn(TaskKind::Consensus, format!("upkeep of {name}"), task);
         Ok(group)
     }
 }
@@ -454,7 +561,15 @@ mod tests {
 
     #[test]
     fn lag_is_counted_from_the_newest_leader() {
-        let member = |n: u64| (n, Member { name: format!("s{n}"), address: format!("127.0.0.{n}:1") });
+        let member = |n: u64| {
+            (
+                n,
+                Member {
+                    name: format!("s{n}"),
+                    address: format!("127.0.0.{n}:1"),
+                },
+            )
+        };
         let members: BTreeMap<_, _> = (1..=3).map(member).collect();
         let reply = |id: u64, role: &str, term: u64, applied_index: u64| {
             let status = pb::GroupStatus {
@@ -466,7 +581,14 @@ mod tests {
                 applied_index,
                 ..pb::GroupStatus::default()
             };
-            (id, Some(pb::StatusReply { id, groups: vec![status], ..pb::StatusReply::default() }))
+            (
+                id,
+                Some(pb::StatusReply {
+                    id,
+                    groups: vec![status],
+                    ..pb::StatusReply::default()
+                }),
+            )
         };
         // Server 1 was the leader of term 4 and does not know better yet.
         let answers = BTreeMap::from([reply(1, "Leader", 4, 90), reply(2, "Leader", 5, 100), (3, None)]);

@@ -57,10 +57,17 @@ impl Pending {
 
     /// Names a write and waits for it.
     pub fn register(self: &Arc<Self>) -> Waiter {
-        let id = ProposalId { origin: self.origin, sequence: self.sequence.fetch_add(1, Ordering::Relaxed) };
+        let id = ProposalId {
+            origin: self.origin,
+            sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
+        };
         let (sender, outcome) = oneshot::channel();
         self.waiting.lock().insert(id.sequence, sender);
-        Waiter { pending: Arc::clone(self), id, outcome }
+        Waiter {
+            pending: Arc::clone(self),
+            id,
+            outcome,
+        }
     }
 
     /// How many writes wait.
@@ -95,7 +102,11 @@ impl Pending {
     /// The state was replaced by that of a snapshot.
     pub fn installed(&self, term: u64, index: u64) {
         self.progress.send_modify(|progress| {
-            *progress = Progress { next: index + 1, term, installs: progress.installs + 1 };
+            *progress = Progress {
+                next: index + 1,
+                term,
+                installs: progress.installs + 1,
+            };
         });
     }
 
@@ -168,10 +179,16 @@ mod tests {
     async fn an_applied_write_finds_its_waiter_only_at_its_proposer() {
         let (here, there) = (pending(), Pending::new(&SeededRng::new(2)));
         let mut waiter = here.register();
-        assert!(there.resolve(waiter.id, Outcome::default()).is_some(), "another member's");
+        assert!(
+            there.resolve(waiter.id, Outcome::default()).is_some(),
+            "another member's"
+        );
         assert!(here.resolve(waiter.id, Outcome::default()).is_none());
         assert!(waiter.outcome().await.is_some());
-        assert!(here.resolve(waiter.id, Outcome::default()).is_some(), "nobody waits any more");
+        assert!(
+            here.resolve(waiter.id, Outcome::default()).is_some(),
+            "nobody waits any more"
+        );
         drop(waiter);
         assert!(here.is_empty());
         drop(here.register());
@@ -183,7 +200,10 @@ mod tests {
         let here = pending();
         let mut waiter = here.register();
         here.applied(3, 10);
-        assert!(futures::FutureExt::now_or_never(waiter.fate(3, 0)).is_none(), "the same term may still bring it");
+        assert!(
+            futures::FutureExt::now_or_never(waiter.fate(3, 0)).is_none(),
+            "the same term may still bring it"
+        );
         here.applied(4, 11);
         assert!(matches!(waiter.fate(3, 0).await, Fate::Dead));
     }
@@ -205,6 +225,9 @@ mod tests {
         assert!(matches!(waiter.fate(3, 0).await, Fate::Unknown));
         let mut later = here.register();
         here.applied(10, 101);
-        assert!(matches!(later.fate(9, 1).await, Fate::Dead), "a proposal made after the snapshot is not in it");
+        assert!(
+            matches!(later.fate(9, 1).await, Fate::Dead),
+            "a proposal made after the snapshot is not in it"
+        );
     }
 }

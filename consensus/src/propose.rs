@@ -84,7 +84,9 @@ impl Group {
             return false;
         }
         // Elapsed or changed: either way the next try looks anew.
-        let _changed = timeout(clock.as_ref(), left.min(RETRY_PAUSE), leadership.changed()).await.is_ok();
+        let _changed = timeout(clock.as_ref(), left.min(RETRY_PAUSE), leadership.changed())
+            .await
+            .is_ok();
         true
     }
 
@@ -161,7 +163,11 @@ impl Group {
         proposal.command = stamped(&proposal.command, self.clock().wall().as_millis());
         type Responder = ProgressResponder<TypeConfig, ClientWriteResult<TypeConfig>>;
         let (responder, result) = Responder::complete_only();
-        let write = self.raft.write(proposal).with_leader(CommittedLeaderIdOf::<TypeConfig>::new(term)).responder(responder);
+        let write = self
+            .raft
+            .write(proposal)
+            .with_leader(CommittedLeaderIdOf::<TypeConfig>::new(term))
+            .responder(responder);
         if write.await.is_err() {
             return Here::Stopped;
         }
@@ -179,17 +185,24 @@ impl Group {
     pub(crate) async fn propose_for(&self, request: pb::ProposeRequest) -> pb::ProposeReply {
         use pb::propose_reply::{Done, Refused, Result as R, Unknown};
         let result = match request.proposal {
-            None => R::Refused(Refused { reason: "no proposal".to_owned() }),
+            None => R::Refused(Refused {
+                reason: "no proposal".to_owned(),
+            }),
             Some(proposal) => {
                 let limit = self.settings().request_timeout;
-                match self.propose_here(request.term, codec::proposal_from_pb(proposal), limit).await {
+                match self
+                    .propose_here(request.term, codec::proposal_from_pb(proposal), limit)
+                    .await
+                {
                     Here::Applied(index, outcome) => {
                         let outcome = outcome.unwrap_or_default().encode_to_vec().into();
                         R::Done(Done { index, outcome })
                     }
                     Here::Refused(reason) => R::Refused(Refused { reason }),
                     Here::Unknown(reason) => R::Unknown(Unknown { reason }),
-                    Here::Stopped => R::Unknown(Unknown { reason: "the leader is stopping".to_owned() }),
+                    Here::Stopped => R::Unknown(Unknown {
+                        reason: "the leader is stopping".to_owned(),
+                    }),
                 }
             }
         };
@@ -213,7 +226,11 @@ pub(crate) enum Here {
 /// An encoded command with another time. Of a field that occurs twice, protobuf takes the last, so the stamp is appended
 /// and nothing is decoded.
 fn stamped(command: &Bytes, at_millis: i64) -> Bytes {
-    let stamp = Command { at_millis, ..Command::default() }.encode_to_vec();
+    let stamp = Command {
+        at_millis,
+        ..Command::default()
+    }
+    .encode_to_vec();
     [command.as_ref(), &stamp].concat().into()
 }
 
@@ -242,7 +259,14 @@ mod tests {
         for at in [0, 1, 1_790_000_000_000] {
             let command = Machine::command(5, &KeySpace::Tenant("t".into()), Some(3), op.clone());
             let stamped = Command::decode(stamped(&command.encode_to_vec().into(), at)).unwrap();
-            let wanted = if at == 0 { command } else { Command { at_millis: at, ..command } };
+            let wanted = if at == 0 {
+                command
+            } else {
+                Command {
+                    at_millis: at,
+                    ..command
+                }
+            };
             assert_eq!(stamped, wanted);
         }
     }

@@ -92,7 +92,11 @@ impl Group {
                 Ok(None) | Err(_) => {}
             }
             if !self.pause(&mut leadership, deadline).await {
-                return Err(if leader.leader.is_some() { StoreError::Timeout } else { StoreError::NoLeader });
+                return Err(if leader.leader.is_some() {
+                    StoreError::Timeout
+                } else {
+                    StoreError::NoLeader
+                });
             }
         }
     }
@@ -101,8 +105,15 @@ impl Group {
         if leader.here {
             return self.read_index_here().await;
         }
-        let mut client = self.peers.client(leader.leader?, leader.member.as_ref()?, Lane::Control).ok()?;
-        let reply = client.read_index(pb::ReadIndexRequest { group: self.id.0 }).await.ok()?.into_inner();
+        let mut client = self
+            .peers
+            .client(leader.leader?, leader.member.as_ref()?, Lane::Control)
+            .ok()?;
+        let reply = client
+            .read_index(pb::ReadIndexRequest { group: self.id.0 })
+            .await
+            .ok()?
+            .into_inner();
         reply.leader.then_some(reply.index)
     }
 

@@ -27,7 +27,9 @@ pub struct ReplicatedStore {
 
 impl fmt::Debug for ReplicatedStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReplicatedStore").field("group", &self.group.id).finish_non_exhaustive()
+        f.debug_struct("ReplicatedStore")
+            .field("group", &self.group.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -55,7 +57,14 @@ impl ReplicatedStore {
     fn check(&self, space: &KeySpace) -> Result<(), StoreError> {
         space.check()?;
         let asked = space.group();
-        if asked == self.group.id { Ok(()) } else { Err(StoreError::WrongGroup { asked, here: self.group.id }) }
+        if asked == self.group.id {
+            Ok(())
+        } else {
+            Err(StoreError::WrongGroup {
+                asked,
+                here: self.group.id,
+            })
+        }
     }
 
     /// Puts a command through the log.
@@ -108,7 +117,11 @@ impl Store for ReplicatedStore {
     }
 
     async fn compact(&self, access: &Access, revision: i64) -> Result<i64, StoreError> {
-        revision_of(&self.change_as(access, Op::Compact(command::Compact { revision })).await?)
+        revision_of(
+            &self
+                .change_as(access, Op::Compact(command::Compact { revision }))
+                .await?,
+        )
     }
 
     async fn lease_grant(
@@ -118,18 +131,28 @@ impl Store for ReplicatedStore {
         ttl_seconds: i64,
     ) -> Result<pb::LeaseGrantResponse, StoreError> {
         let id = if id == 0 { self.lease_id() } else { id };
-        match self.change_as(access, Op::LeaseGrant(command::LeaseGrant { id, ttl_seconds })).await? {
+        match self
+            .change_as(access, Op::LeaseGrant(command::LeaseGrant { id, ttl_seconds }))
+            .await?
+        {
             Answer::LeaseGrant(response) => Ok(response),
             _ => Err(mismatch()),
         }
     }
 
     async fn lease_revoke(&self, access: &Access, id: i64) -> Result<i64, StoreError> {
-        revision_of(&self.change_as(access, Op::LeaseRevoke(command::LeaseRevoke { id })).await?)
+        revision_of(
+            &self
+                .change_as(access, Op::LeaseRevoke(command::LeaseRevoke { id }))
+                .await?,
+        )
     }
 
     async fn lease_keep_alive(&self, access: &Access, id: i64) -> Result<pb::LeaseKeepAliveResponse, StoreError> {
-        match self.change_as(access, Op::LeaseKeepAlive(command::LeaseKeepAlive { id })).await? {
+        match self
+            .change_as(access, Op::LeaseKeepAlive(command::LeaseKeepAlive { id }))
+            .await?
+        {
             Answer::LeaseKeepAlive(response) => Ok(response),
             _ => Err(mismatch()),
         }
@@ -160,19 +183,25 @@ impl Store for ReplicatedStore {
 
     async fn set_fence(&self, tenant: &str, epoch: u64) -> Result<(), StoreError> {
         let space = KeySpace::Tenant(tenant.to_owned());
-        self.change(&space, None, Op::SetFence(command::SetFence { epoch })).await.map(|_| ())
+        self.change(&space, None, Op::SetFence(command::SetFence { epoch }))
+            .await
+            .map(|_| ())
     }
 
     async fn drop_space(&self, tenant: &str) -> Result<(), StoreError> {
         let space = KeySpace::Tenant(tenant.to_owned());
-        self.change(&space, None, Op::DropSpace(command::DropSpace {})).await.map(|_| ())
+        self.change(&space, None, Op::DropSpace(command::DropSpace {}))
+            .await
+            .map(|_| ())
     }
 
     async fn hash(&self, access: &Access) -> Result<SpaceHash, StoreError> {
         self.check(&access.space)?;
         let (group, access) = (Arc::clone(&self.group), access.clone());
         let work = move || group.machine.hash(&access);
-        tokio::task::spawn_blocking(work).await.unwrap_or(Err(StoreError::Stopped))
+        tokio::task::spawn_blocking(work)
+            .await
+            .unwrap_or(Err(StoreError::Stopped))
     }
 
     fn revision(&self) -> i64 {

@@ -56,10 +56,14 @@ fn stopped<E: std::fmt::Display>(error: E) -> Status {
     Status::unavailable(format!("Raft does not run here: {error}"))
 }
 
-fn append_reply(result: Result<Option<crate::types::LogId>, StreamAppendError<crate::types::TypeConfig>>) -> pb::AppendReply {
+fn append_reply(
+    result: Result<Option<crate::types::LogId>, StreamAppendError<crate::types::TypeConfig>>,
+) -> pb::AppendReply {
     use pb::append_reply::{Matched, Result as R};
     let result = match result {
-        Ok(matched) => R::Matched(Matched { log_id: matched.as_ref().map(codec::log_id_to_pb) }),
+        Ok(matched) => R::Matched(Matched {
+            log_id: matched.as_ref().map(codec::log_id_to_pb),
+        }),
         Err(StreamAppendError::Conflict(at)) => R::Conflict(codec::log_id_to_pb(&at)),
         Err(StreamAppendError::HigherVote(vote)) => R::HigherVote(codec::vote_to_pb(&vote)),
     };
@@ -71,17 +75,26 @@ type Replies = BoxStream<'static, Result<pb::AppendReply, Status>>;
 impl Service {
     /// For `groups`.
     pub fn new(id: u64, name: String, version: String, groups: Arc<BTreeMap<GroupId, Arc<Group>>>) -> Self {
-        Self { id, name, version, groups }
+        Self {
+            id,
+            name,
+            version,
+            groups,
+        }
     }
 
     fn group(&self, id: u32) -> Result<Arc<Group>, Status> {
         let group = self.groups.get(&GroupId(id));
-        group.cloned().ok_or_else(|| Status::not_found(format!("Raft group {id} is not on this server")))
+        group
+            .cloned()
+            .ok_or_else(|| Status::not_found(format!("Raft group {id} is not on this server")))
     }
 
     /// Answers to a replication stream. The group is in its first request.
     async fn append_replies(self, mut requests: Streaming<pb::AppendRequest>) -> Result<Replies, Status> {
-        let Some(first) = requests.next().await else { return Ok(futures::stream::empty().boxed()) };
+        let Some(first) = requests.next().await else {
+            return Ok(futures::stream::empty().boxed());
+        };
         let first = first?;
         let group = self.group(first.group)?;
         let number = first.group;
@@ -96,7 +109,9 @@ impl Service {
             follower.note_contact();
             let request = request.map_err(|status| status.to_string());
             let request = request.and_then(|r| codec::append_from_pb(r).map_err(|error| chain(&error)));
-            let request = request.inspect_err(|fault| tracing::error!(fault, "an append request is not readable")).ok();
+            let request = request
+                .inspect_err(|fault| tracing::error!(fault, "an append request is not readable"))
+                .ok();
             futures::future::ready(request)
         });
         let results = group.raft.stream_append(requests);
@@ -138,10 +153,22 @@ async fn install(
     tail: pb::SnapshotTail,
 ) -> Result<pb::SnapshotReply, Status> {
     let finish = move || incoming.finish(&tail);
-    let spooled: Spooled = tokio::task::spawn_blocking(finish).await.map_err(stopped)?.map_err(internal)?;
-    let snapshot = Snapshot { meta, snapshot: SnapshotData::Spooled(spooled) };
-    let reply = group.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
-    Ok(pb::SnapshotReply { vote: Some(codec::vote_to_pb(&reply.vote)) })
+    let spooled: Spooled = tokio::task::spawn_blocking(finish)
+        .await
+        .map_err(stopped)?
+        .map_err(internal)?;
+    let snapshot = Snapshot {
+        meta,
+        snapshot: SnapshotData::Spooled(spooled),
+    };
+    let reply = group
+        .raft
+        .install_full_snapshot(vote, snapshot)
+        .await
+        .map_err(stopped)?;
+    Ok(pb::SnapshotReply {
+        vote: Some(codec::vote_to_pb(&reply.vote)),
+    })
 }
 
 #[tonic::async_trait]
@@ -157,25 +184,43 @@ impl Consensus for Service {
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
         let request = request.into_inner();
         let group = self.group(request.group)?;
-        let reply = group.raft.vote(codec::vote_request_from_pb(request)?).await.map_err(stopped)?;
+        let reply = group
+            .raft
+            .vote(codec::vote_request_from_pb(request)?)
+            .await
+            .map_err(stopped)?;
         Ok(Response::new(codec::vote_reply_to_pb(&reply)))
     }
 
     async fn pre_vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
         let request = request.into_inner();
         let group = self.group(request.group)?;
-        let reply = group.raft.pre_vote(codec::vote_request_from_pb(request)?).await.map_err(stopped)?;
+        let reply = group
+            .raft
+            .pre_vote(codec::vote_request_from_pb(request)?)
+            .await
+            .map_err(stopped)?;
         Ok(Response::new(codec::vote_reply_to_pb(&reply)))
     }
 
-    async fn snapshot(&self, request: Request<Streaming<pb::SnapshotFrame>>) -> Result<Response<pb::SnapshotReply>, Status> {
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<pb::SnapshotFrame>>,
+    ) -> Result<Response<pb::SnapshotReply>, Status> {
         Ok(Response::new(self.receive_snapshot(request.into_inner()).await?))
     }
 
-    async fn transfer_leader(&self, request: Request<pb::TransferRequest>) -> Result<Response<pb::TransferReply>, Status> {
+    async fn transfer_leader(
+        &self,
+        request: Request<pb::TransferRequest>,
+    ) -> Result<Response<pb::TransferReply>, Status> {
         let request = request.into_inner();
         let group = self.group(request.group)?;
-        let answer = group.raft.handle_transfer_leader(codec::transfer_from_pb(request)?).await.map_err(stopped)?;
+        let answer = group
+            .raft
+            .handle_transfer_leader(codec::transfer_from_pb(request)?)
+            .await
+            .map_err(stopped)?;
         let refused = answer.err().map(|error| error.to_string()).unwrap_or_default();
         Ok(Response::new(pb::TransferReply { refused }))
     }
@@ -188,8 +233,14 @@ impl Consensus for Service {
 
     async fn read_index(&self, request: Request<pb::ReadIndexRequest>) -> Result<Response<pb::ReadIndexReply>, Status> {
         let group = self.group(request.into_inner().group)?;
-        let index = timeout(group.clock().as_ref(), group.read_limit(), group.read_index_here()).await.ok().flatten();
-        Ok(Response::new(pb::ReadIndexReply { leader: index.is_some(), index: index.unwrap_or(0) }))
+        let index = timeout(group.clock().as_ref(), group.read_limit(), group.read_index_here())
+            .await
+            .ok()
+            .flatten();
+        Ok(Response::new(pb::ReadIndexReply {
+            leader: index.is_some(),
+            index: index.unwrap_or(0),
+        }))
     }
 
     async fn status(&self, _request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusReply>, Status> {
@@ -243,7 +294,9 @@ impl Server {
         let acceptor = TlsAcceptor::from(Arc::clone(&self.tls));
         let room = Arc::new(Semaphore::new(MAX_HANDSHAKES));
         loop {
-            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+                return;
+            };
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {

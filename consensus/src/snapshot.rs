@@ -34,7 +34,12 @@ fn ranges(group: GroupId) -> [(Cf, Bytes, Bytes); 4] {
     let all = |cf| (cf, Bytes::copy_from_slice(&prefix), Bytes::from(prefix_end(&prefix)));
     let machine = meta_key(group, hanse_state::keys::META_MACHINE);
     let end = prefix_end(&machine);
-    [all(Cf::Rev), all(Cf::Key), all(Cf::Lease), (Cf::Meta, machine.into(), end.into())]
+    [
+        all(Cf::Rev),
+        all(Cf::Key),
+        all(Cf::Lease),
+        (Cf::Meta, machine.into(), end.into()),
+    ]
 }
 
 fn family_number(cf: Cf) -> u32 {
@@ -48,8 +53,13 @@ fn family_number(cf: Cf) -> u32 {
 }
 
 fn family(number: u32) -> Result<Cf, CodecError> {
-    let found = [Cf::Rev, Cf::Key, Cf::Lease, Cf::Meta].into_iter().find(|cf| family_number(*cf) == number);
-    found.ok_or_else(|| CodecError::Invalid { what: "family of a snapshot row", fault: format!("{number} is unknown") })
+    let found = [Cf::Rev, Cf::Key, Cf::Lease, Cf::Meta]
+        .into_iter()
+        .find(|cf| family_number(*cf) == number);
+    found.ok_or_else(|| CodecError::Invalid {
+        what: "family of a snapshot row",
+        fault: format!("{number} is unknown"),
+    })
 }
 
 /// The content of a snapshot: on its way out, or received.
@@ -74,9 +84,14 @@ impl Live {
         let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
         let name = format!("snapshot-{}", group_name(group));
         // A thread of its own: an engine's view borrows the engine, and a slow reader must not hold up the runtime.
-        std::thread::Builder::new().name(name.clone()).spawn(move || read_view(&engine, group, applied, &sender)).map_err(
-            |source| ConsensusError::File { what: "start the thread", path: name, source },
-        )?;
+        std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || read_view(&engine, group, applied, &sender))
+            .map_err(|source| ConsensusError::File {
+                what: "start the thread",
+                path: name,
+                source,
+            })?;
         let applied = wait.await.map_err(|_| StoreError::Stopped)??;
         Ok((applied, Self { chunks }))
     }
@@ -84,10 +99,19 @@ impl Live {
 
 type Chunks = mpsc::Sender<Result<Bytes, StoreError>>;
 
-fn read_view(engine: &SharedEngine, group: GroupId, applied: oneshot::Sender<Result<Applied, ConsensusError>>, chunks: &Chunks) {
+fn read_view(
+    engine: &SharedEngine,
+    group: GroupId,
+    applied: oneshot::Sender<Result<Applied, ConsensusError>>,
+    chunks: &Chunks,
+) {
     let view = engine.snapshot();
-    let marker = view.get(Cf::Meta, &meta_key(group, hanse_state::keys::META_MARKER)).map_err(StoreError::from);
-    let decoded = marker.map_err(ConsensusError::from).and_then(|bytes| Ok(Applied::decode(bytes)?));
+    let marker = view
+        .get(Cf::Meta, &meta_key(group, hanse_state::keys::META_MARKER))
+        .map_err(StoreError::from);
+    let decoded = marker
+        .map_err(ConsensusError::from)
+        .and_then(|bytes| Ok(Applied::decode(bytes)?));
     let readable = decoded.is_ok();
     if applied.send(decoded).is_err() || !readable {
         return;
@@ -113,7 +137,10 @@ fn send_rows(view: &dyn Reader, group: GroupId, chunks: &Chunks) -> Result<(), S
             cursor.advance()?;
             if bytes >= CHUNK_BYTES {
                 bytes = 0;
-                if chunks.blocking_send(Ok(std::mem::take(&mut chunk).encode_to_vec().into())).is_err() {
+                if chunks
+                    .blocking_send(Ok(std::mem::take(&mut chunk).encode_to_vec().into()))
+                    .is_err()
+                {
                     return Ok(());
                 }
             }
@@ -134,7 +161,10 @@ struct Sum {
 
 impl Sum {
     fn new() -> Self {
-        Self { digest: Context::new(&SHA256), chunks: 0 }
+        Self {
+            digest: Context::new(&SHA256),
+            chunks: 0,
+        }
     }
 
     fn add(&mut self, chunk: &[u8]) {
@@ -145,7 +175,10 @@ impl Sum {
 
     fn tail(self) -> pb::SnapshotTail {
         let sha256 = Bytes::copy_from_slice(self.digest.finish().as_ref());
-        pb::SnapshotTail { chunks: self.chunks, sha256 }
+        pb::SnapshotTail {
+            chunks: self.chunks,
+            sha256,
+        }
     }
 }
 
@@ -162,7 +195,10 @@ fn head(group: GroupId, vote: &Vote, meta: &SnapshotMeta) -> pb::SnapshotHead {
 /// Vote and meta in the head of a snapshot.
 pub fn read_head(head: pb::SnapshotHead) -> Result<(Vote, SnapshotMeta), CodecError> {
     if head.format != codec::FORMAT {
-        return Err(CodecError::Format { what: "snapshot", format: head.format });
+        return Err(CodecError::Format {
+            what: "snapshot",
+            format: head.format,
+        });
     }
     let meta = SnapshotMeta {
         last_log_id: head.last.map(codec::log_id_from_pb),
@@ -228,7 +264,10 @@ pub struct Spool {
 impl Spool {
     /// In `dir`, which must exist.
     pub fn new(dir: &Path, group: GroupId) -> Self {
-        Self { group, dir: dir.to_owned() }
+        Self {
+            group,
+            dir: dir.to_owned(),
+        }
     }
 
     fn path(&self, ending: &str) -> PathBuf {
@@ -239,7 +278,11 @@ impl Spool {
     pub fn receive(&self) -> Result<Incoming, ConsensusError> {
         let path = self.path("part");
         let file = File::create(&path).map_err(file_error("create", &path))?;
-        Ok(Incoming { file: BufWriter::new(file), path, sum: Sum::new() })
+        Ok(Incoming {
+            file: BufWriter::new(file),
+            path,
+            sum: Sum::new(),
+        })
     }
 
     /// Receives from this process.
@@ -301,7 +344,11 @@ impl Incoming {
     pub fn add(&mut self, chunk: &[u8]) -> Result<(), ConsensusError> {
         if chunk.is_empty() || chunk.len() > MAX_CHUNK_BYTES {
             let fault = format!("a chunk of {} bytes", chunk.len());
-            return Err(CodecError::Invalid { what: "snapshot", fault }.into());
+            return Err(CodecError::Invalid {
+                what: "snapshot",
+                fault,
+            }
+            .into());
         }
         self.sum.add(chunk);
         let length = u32::try_from(chunk.len()).unwrap_or(u32::MAX).to_be_bytes();
@@ -313,14 +360,20 @@ impl Incoming {
     pub fn finish(mut self, tail: &pb::SnapshotTail) -> Result<Spooled, ConsensusError> {
         let sum = std::mem::replace(&mut self.sum, Sum::new());
         if sum.tail() != *tail {
-            return Err(CodecError::Invalid { what: "snapshot", fault: "its sum does not match its content".to_owned() }.into());
+            return Err(CodecError::Invalid {
+                what: "snapshot",
+                fault: "its sum does not match its content".to_owned(),
+            }
+            .into());
         }
         self.close()
     }
 
     fn close(self) -> Result<Spooled, ConsensusError> {
         let Self { file, path, .. } = self;
-        let file = file.into_inner().map_err(|error| file_error("write", &path)(error.into_error()))?;
+        let file = file
+            .into_inner()
+            .map_err(|error| file_error("write", &path)(error.into_error()))?;
         file.sync_all().map_err(file_error("sync", &path))?;
         Ok(Spooled { path })
     }
@@ -345,7 +398,11 @@ impl Spooled {
             }
             let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
             if length > MAX_CHUNK_BYTES {
-                return Err(CodecError::Invalid { what: "snapshot file", fault: format!("a chunk of {length} bytes") }.into());
+                return Err(CodecError::Invalid {
+                    what: "snapshot file",
+                    fault: format!("a chunk of {length} bytes"),
+                }
+                .into());
             }
             let mut chunk = vec![0; length];
             file.read_exact(&mut chunk).map_err(file_error("read", &self.path))?;
@@ -385,8 +442,14 @@ mod tests {
 
     async fn frames(engine: &SharedEngine, group: GroupId) -> Vec<pb::SnapshotFrame> {
         let (applied, live) = Live::take(Arc::clone(engine), group).await.unwrap();
-        let meta = SnapshotMeta { last_log_id: applied.last, last_membership: applied.membership };
-        SnapshotData::Live(live).frames(group, &Vote::new_committed(1, 1), &meta).collect().await
+        let meta = SnapshotMeta {
+            last_log_id: applied.last,
+            last_membership: applied.membership,
+        };
+        SnapshotData::Live(live)
+            .frames(group, &Vote::new_committed(1, 1), &meta)
+            .collect()
+            .await
     }
 
     #[tokio::test]
@@ -431,8 +494,16 @@ mod tests {
                 incoming.add(chunk).unwrap();
             }
         }
-        let Some(Frame::Tail(tail)) = &all[all.len() - 1].frame else { panic!("no tail") };
-        assert!(incoming.finish(tail).unwrap_err().to_string().contains("cannot be read"));
+        let Some(Frame::Tail(tail)) = &all[all.len() - 1].frame else {
+            panic!("no tail")
+        };
+        assert!(
+            incoming
+                .finish(tail)
+                .unwrap_err()
+                .to_string()
+                .contains("cannot be read")
+        );
         assert!(spool.receive().unwrap().add(&[]).is_err());
     }
 

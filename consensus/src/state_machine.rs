@@ -50,7 +50,14 @@ impl StateMachine {
         pending: Arc<Pending>,
         spool: Spool,
     ) -> Result<Self, ConsensusError> {
-        let mut this = Self { group, machine, engine, pending, spool, applied: Applied::default() };
+        let mut this = Self {
+            group,
+            machine,
+            engine,
+            pending,
+            spool,
+            applied: Applied::default(),
+        };
         if let Some(spooled) = this.spool.unfinished() {
             tracing::warn!(%group, "installing a snapshot again, because the last try was cut short");
             replace(&this.machine, &this.spool, spooled, &this.engine)?;
@@ -70,7 +77,8 @@ impl StateMachine {
     /// Applies entries in one batch and answers them.
     fn apply_batch(&mut self, batch: Vec<(Entry, Option<ApplyResponder<TypeConfig>>)>) -> Result<(), ConsensusError> {
         let mut commands: Vec<Command> = Vec::with_capacity(batch.len());
-        let mut answers: Vec<(Option<ProposalId>, Option<ApplyResponder<TypeConfig>>)> = Vec::with_capacity(batch.len());
+        let mut answers: Vec<(Option<ProposalId>, Option<ApplyResponder<TypeConfig>>)> =
+            Vec::with_capacity(batch.len());
         let mut applied = self.applied.clone();
         for (entry, responder) in batch {
             applied.last = Some(entry.log_id);
@@ -106,7 +114,10 @@ impl StateMachine {
     }
 
     fn may_need_snapshots(&self) -> Result<bool, ConsensusError> {
-        let record = self.engine.get(Cf::Meta, &meta_key(self.group, SNAPSHOT)).map_err(StoreError::from)?;
+        let record = self
+            .engine
+            .get(Cf::Meta, &meta_key(self.group, SNAPSHOT))
+            .map_err(StoreError::from)?;
         Ok(record.is_some())
     }
 
@@ -138,8 +149,14 @@ fn replace(machine: &Machine, spool: &Spool, spooled: Spooled, engine: &SharedEn
 
 async fn live_snapshot(engine: &SharedEngine, group: GroupId) -> Result<RaftSnapshot, io::Error> {
     let (applied, live) = Live::take(Arc::clone(engine), group).await.map_err(io_error)?;
-    let meta = SnapshotMeta { last_log_id: applied.last, last_membership: applied.membership };
-    Ok(Snapshot { meta, snapshot: SnapshotData::Live(live) })
+    let meta = SnapshotMeta {
+        last_log_id: applied.last,
+        last_membership: applied.membership,
+    };
+    Ok(Snapshot {
+        meta,
+        snapshot: SnapshotData::Live(live),
+    })
 }
 
 /// Builds snapshots. The state on disk is its own snapshot, so there is nothing to write but that one may be asked for.
@@ -181,7 +198,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             // Without the record this member only offers no snapshot; the failed write stops it elsewhere.
             tracing::error!(group = %self.group, %error, "a snapshot could not be noted");
         }
-        SnapshotBuilder { engine: Arc::clone(&self.engine), group: self.group }
+        SnapshotBuilder {
+            engine: Arc::clone(&self.engine),
+            group: self.group,
+        }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
@@ -191,12 +211,18 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         };
         let (machine, spool, engine) = (Arc::clone(&self.machine), self.spool.clone(), Arc::clone(&self.engine));
         let work = move || replace(&machine, &spool, spooled, &engine);
-        tokio::task::spawn_blocking(work).await.map_err(io_error)?.map_err(io_error)?;
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(io_error)?
+            .map_err(io_error)?;
         self.note_snapshot().map_err(io_error)?;
         self.reload().map_err(io_error)?;
         if self.applied.last != meta.last_log_id {
             let fault = format!("it says {:?}, its head said {:?}", self.applied.last, meta.last_log_id);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a snapshot contradicts itself: {fault}")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a snapshot contradicts itself: {fault}"),
+            ));
         }
         if let Some(last) = &self.applied.last {
             self.pending.installed(last.leader_id.term, last.index);

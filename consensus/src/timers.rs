@@ -34,17 +34,21 @@ const STEP_PAUSE: Duration = Duration::from_millis(2);
 impl Group {
     /// A command about the whole group; the leader stamps its time.
     fn timer_command(op: Op) -> Bytes {
-        Machine::command(0, &KeySpace::Registry, None, op).encode_to_vec().into()
+        Machine::command(0, &KeySpace::Registry, None, op)
+            .encode_to_vec()
+            .into()
     }
 
     async fn lead_leases(&self) -> Result<(), StoreError> {
-        self.propose(Self::timer_command(Op::ExtendLeases(ExtendLeases {}))).await?;
+        self.propose(Self::timer_command(Op::ExtendLeases(ExtendLeases {})))
+            .await?;
         while self.leadership.borrow().here {
             self.clock().sleep(LEASE_TICK).await;
             let now = self.clock().wall().as_millis();
             let due = self.machine.next_deadline().is_some_and(|deadline| deadline <= now);
             if due && self.leadership.borrow().here {
-                self.propose(Self::timer_command(Op::ExpireLeases(ExpireLeases { limit: LEASES }))).await?;
+                self.propose(Self::timer_command(Op::ExpireLeases(ExpireLeases { limit: LEASES })))
+                    .await?;
             }
         }
         Ok(())

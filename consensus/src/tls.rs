@@ -54,7 +54,10 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     let what = what.to_owned();
-    move |source| ConsensusError::Tls { what, source: Box::new(source) }
+    move |source| ConsensusError::Tls {
+        what,
+        source: Box::new(source),
+    }
 }
 
 impl Tls {
@@ -71,8 +74,13 @@ impl Tls {
             Some(found) if found == name => {}
             found => {
                 let found = found.unwrap_or_else(|| "no server".to_owned());
-                let fault = format!("the certificate names {found}, but this server is {name}: issue one for {SERVER_URI}{name}");
-                return Err(ConsensusError::Config { field: "tls.cert", fault });
+                let fault = format!(
+                    "the certificate names {found}, but this server is {name}: issue one for {SERVER_URI}{name}"
+                );
+                return Err(ConsensusError::Config {
+                    field: "tls.cert",
+                    fault,
+                });
             }
         }
         let key = hanse_runtime::pki::load_key(&pem.key).map_err(fault("the server's key"))?;
@@ -87,7 +95,12 @@ impl Tls {
             .map_err(fault("the server's certificate and key"))?;
         server.alpn_protocols = vec![b"h2".to_vec()];
         let identity = Identity::from_pem(&pem.cert, &pem.key);
-        Ok(Self { provider, roots, identity, server: Arc::new(server) })
+        Ok(Self {
+            provider,
+            roots,
+            identity,
+            server: Arc::new(server),
+        })
     }
 
     /// For the listener.
@@ -97,10 +110,18 @@ impl Tls {
 
     /// Makes `endpoint` speak to the server called `name` and to no other.
     pub fn secure(&self, endpoint: Endpoint, name: &str) -> Result<Endpoint, ConsensusError> {
-        let verifier =
-            NameVerifier { provider: Arc::clone(&self.provider), roots: Arc::clone(&self.roots), name: name.to_owned() };
-        let config = ClientTlsConfig::new().domain_name(SNI).identity(self.identity.clone()).assume_http2(true);
-        endpoint.tls_config_with_verifier(config, Arc::new(verifier)).map_err(fault("the client side"))
+        let verifier = NameVerifier {
+            provider: Arc::clone(&self.provider),
+            roots: Arc::clone(&self.roots),
+            name: name.to_owned(),
+        };
+        let config = ClientTlsConfig::new()
+            .domain_name(SNI)
+            .identity(self.identity.clone())
+            .assume_http2(true);
+        endpoint
+            .tls_config_with_verifier(config, Arc::new(verifier))
+            .map_err(fault("the client side"))
     }
 }
 
@@ -133,7 +154,13 @@ impl ServerCertVerifier for NameVerifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let parsed = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
-        rustls::client::verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        rustls::client::verify_server_cert_signed_by_trust_anchor(
+            &parsed,
+            &self.roots,
+            intermediates,
+            now,
+            algorithms,
+        )?;
         if server_name(end_entity).as_deref() == Some(self.name.as_str()) {
             Ok(ServerCertVerified::assertion())
         } else {
@@ -147,7 +174,12 @@ impl ServerCertVerifier for NameVerifier {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, signature, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            cert,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -156,7 +188,12 @@ impl ServerCertVerifier for NameVerifier {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, signature, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            cert,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -183,7 +220,11 @@ mod tests {
             ..Default::default()
         };
         let leaf = ca.issue(&spec, NOW).unwrap();
-        TlsPem { ca: ca.cert_pem().to_owned(), cert: leaf.cert, key: leaf.key }
+        TlsPem {
+            ca: ca.cert_pem().to_owned(),
+            cert: leaf.cert,
+            key: leaf.key,
+        }
     }
 
     #[test]
@@ -193,7 +234,10 @@ mod tests {
             let error = Tls::new(&pem(uri), "eu").unwrap_err().to_string();
             assert!(error.contains("issue one for hanse://server/eu"), "{error}");
         }
-        let broken = TlsPem { key: "nonsense".into(), ..pem("hanse://server/eu") };
+        let broken = TlsPem {
+            key: "nonsense".into(),
+            ..pem("hanse://server/eu")
+        };
         assert!(Tls::new(&broken, "eu").unwrap_err().to_string().contains("key"));
         assert!(!format!("{:?}", pem("hanse://server/eu")).contains("PRIVATE"));
     }
@@ -204,10 +248,15 @@ mod tests {
         let tls = Tls::new(&ours, "eu").unwrap();
         let at = UnixTime::since_unix_epoch(std::time::Duration::from_millis(1_790_000_000_000));
         let verify = |name: &str, cert: &str| {
-            let verifier =
-                NameVerifier { provider: Arc::clone(&tls.provider), roots: Arc::clone(&tls.roots), name: name.into() };
+            let verifier = NameVerifier {
+                provider: Arc::clone(&tls.provider),
+                roots: Arc::clone(&tls.roots),
+                name: name.into(),
+            };
             let cert = hanse_runtime::pki::load_certs(cert).unwrap();
-            verifier.verify_server_cert(&cert[0], &[], &SNI.try_into().unwrap(), &[], at).is_ok()
+            verifier
+                .verify_server_cert(&cert[0], &[], &SNI.try_into().unwrap(), &[], at)
+                .is_ok()
         };
         assert!(verify("eu", &ours.cert));
         assert!(!verify("us", &ours.cert));

@@ -51,7 +51,13 @@ pub struct Proposal {
 impl fmt::Debug for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Commands hold values, and values hold secrets.
-        write!(f, "Proposal({:x}/{}, {} bytes)", self.id.origin, self.id.sequence, self.command.len())
+        write!(
+            f,
+            "Proposal({:x}/{}, {} bytes)",
+            self.id.origin,
+            self.id.sequence,
+            self.command.len()
+        )
     }
 }
 

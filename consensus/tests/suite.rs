@@ -22,7 +22,11 @@ struct Builder {
 impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
         let (group, dir) = (GroupId::TENANTS, tempfile::tempdir().unwrap());
-        let small = RocksOptions { block_cache: 1 << 20, memtable: 1 << 20, ..RocksOptions::default() };
+        let small = RocksOptions {
+            block_cache: 1 << 20,
+            memtable: 1 << 20,
+            ..RocksOptions::default()
+        };
         let engine: SharedEngine = match self.rocks {
             true => Arc::new(RocksEngine::open(&dir.path().join("db"), &small).unwrap()),
             false => Arc::new(MemoryEngine::new()),

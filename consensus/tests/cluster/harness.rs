@@ -2,7 +2,9 @@
 //! and with it every task, timer and socket at once, as close to `kill -9` as one process gets.
 
 use hanse_api::Timestamp;
-use hanse_consensus::{GROUPS, GroupId, Member, Node, NodeConfig, NodeId, NodeParts, ReplicatedStore, Settings, TlsPem};
+use hanse_consensus::{
+    GROUPS, GroupId, Member, Node, NodeConfig, NodeId, NodeParts, ReplicatedStore, Settings, TlsPem,
+};
 use hanse_runtime::clock::SystemClock;
 use hanse_runtime::pki::{Ca, LeafSpec};
 use hanse_runtime::rng::SystemRng;
@@ -16,8 +18,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 /// For whatever should happen soon; generous, because test machines are slow and busy.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -37,7 +42,11 @@ pub fn leaf(ca: &Ca, uri: &str) -> TlsPem {
         ..Default::default()
     };
     let pair = ca.issue(&spec, now()).unwrap();
-    TlsPem { ca: ca.cert_pem().to_owned(), cert: pair.cert, key: pair.key }
+    TlsPem {
+        ca: ca.cert_pem().to_owned(),
+        cert: pair.cert,
+        key: pair.key,
+    }
 }
 
 /// What of a server outlives its process.
@@ -92,6 +101,8 @@ pub struct Cluster {
     pub rocks: bool,
     /// Members at the formation.
     pub founders: BTreeMap<NodeId, Member>,
+    /// Ways from a server to another that tests can cut; empty: they go straight.
+    pub links: BTreeMap<(NodeId, NodeId), Link>,
 }
 
 impl Cluster {
@@ -104,11 +115,16 @@ impl Cluster {
             settings,
             rocks,
             founders: BTreeMap::new(),
+            links: BTreeMap::new(),
         };
         for id in 1..=servers {
             cluster.add_machine(id);
         }
-        cluster.founders = cluster.machines.iter().map(|(id, machine)| (*id, machine.member.clone())).collect();
+        cluster.founders = cluster
+            .machines
+            .iter()
+            .map(|(id, machine)| (*id, machine.member.clone()))
+            .collect();
         cluster
     }
 
@@ -119,14 +135,48 @@ impl Cluster {
         cluster
     }
 
+    /// The same, with every way between two servers through a link.
+    pub async fn start_linked(servers: u64, settings: Settings) -> Self {
+        let mut cluster = Self::prepare(servers, false, settings);
+        for from in 1..=servers {
+            for to in (1..=servers).filter(|to| *to != from) {
+                let link = Link::start(cluster.machines[&to].address).await;
+                cluster.links.insert((from, to), link);
+            }
+        }
+        cluster.boot_all().await;
+        cluster.ready().await;
+        cluster
+    }
+
+    /// Nothing goes through between `id` and the others any more, in both directions, or everything does again.
+    pub fn isolate(&self, id: NodeId, cut: bool) {
+        for ((from, to), link) in &self.links {
+            if *from == id || *to == id {
+                link.cut(cut);
+            }
+        }
+    }
+
     pub fn add_machine(&mut self, id: NodeId) {
         // Bound once to learn a free port; the server binds it again.
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
-        let member = Member { name: format!("s{id}"), address: address.to_string() };
+        let member = Member {
+            name: format!("s{id}"),
+            address: address.to_string(),
+        };
         let memory = (!self.rocks).then(|| Arc::new(MemoryEngine::new()) as SharedEngine);
         let dir = tempfile::tempdir().unwrap();
-        self.machines.insert(id, Machine { member, dir, address, memory });
+        self.machines.insert(
+            id,
+            Machine {
+                member,
+                dir,
+                address,
+                memory,
+            },
+        );
     }
 
     pub fn data_dir(&self, id: NodeId) -> PathBuf {
@@ -137,7 +187,10 @@ impl Cluster {
     pub fn wipe(&mut self, id: NodeId) {
         let machine = self.machines.get_mut(&id).unwrap();
         machine.dir = tempfile::tempdir().unwrap();
-        machine.memory = machine.memory.as_ref().map(|_| Arc::new(MemoryEngine::new()) as SharedEngine);
+        machine.memory = machine
+            .memory
+            .as_ref()
+            .map(|_| Arc::new(MemoryEngine::new()) as SharedEngine);
     }
 
     /// Starts a server, as its process would: opens the engine, listens, joins.
@@ -152,6 +205,12 @@ impl Cluster {
             data_dir: machine.dir.path().to_owned(),
             tls: leaf(&self.ca, &format!("hanse://server/{}", machine.member.name)),
             members,
+            addresses: self
+                .links
+                .iter()
+                .filter(|((from, _), _)| *from == id)
+                .map(|((_, to), link)| (*to, link.address.to_string()))
+                .collect(),
             settings: self.settings.clone(),
             version: "test".into(),
         };
@@ -159,7 +218,11 @@ impl Cluster {
             Some(memory) => Arc::clone(memory),
             None => open_rocks(machine.dir.path().join("db")).await,
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let supervisor = Supervisor::default();
         let parts_supervisor = supervisor.clone();
         let address = machine.address;
@@ -175,7 +238,14 @@ impl Cluster {
         });
         match started.await.unwrap() {
             Ok(node) => {
-                self.processes.insert(id, Process { node, supervisor, runtime: Some(runtime) });
+                self.processes.insert(
+                    id,
+                    Process {
+                        node,
+                        supervisor,
+                        runtime: Some(runtime),
+                    },
+                );
                 Ok(())
             }
             Err(error) => {
@@ -219,7 +289,10 @@ impl Cluster {
     /// Who leads a group, in the view of the servers that run.
     pub async fn leader(&self, group: GroupId) -> NodeId {
         wait_for("a leader", || {
-            let views = self.processes.values().map(|process| process.node.leadership(group).unwrap().borrow().clone());
+            let views = self
+                .processes
+                .values()
+                .map(|process| process.node.leadership(group).unwrap().borrow().clone());
             let mut leaders = views.filter(|view| view.here).map(|view| (view.term, view.leader));
             leaders.next().and_then(|(_, leader)| leader)
         })
@@ -230,16 +303,25 @@ impl Cluster {
     pub async fn put(&self, id: NodeId, key: &str, value: &str) -> Result<i64, StoreError> {
         let process = self.processes.get(&id).ok_or(StoreError::Stopped)?;
         let (store, request) = (process.node.tenants(), put(key, value));
-        let answer = process.run(|_| async move { store.txn(&access(), request).await }).await;
-        answer.unwrap_or(Err(StoreError::Stopped)).map(|response| response.header.unwrap().revision)
+        let answer = process
+            .run(|_| async move { store.txn(&access(), request).await })
+            .await;
+        answer
+            .unwrap_or(Err(StoreError::Stopped))
+            .map(|response| response.header.unwrap().revision)
     }
 
     /// A linearizable read on one server.
     pub async fn get(&self, id: NodeId, key: &str) -> Result<Option<String>, StoreError> {
         let (store, request) = (self.store(id, GroupId::TENANTS), get(key));
-        let answer = self.processes[&id].run(|_| async move { store.range(&access(), request).await }).await;
+        let answer = self.processes[&id]
+            .run(|_| async move { store.range(&access(), request).await })
+            .await;
         let response = answer.unwrap_or(Err(StoreError::Stopped))?;
-        Ok(response.kvs.first().map(|kv| String::from_utf8(kv.value.to_vec()).unwrap()))
+        Ok(response
+            .kvs
+            .first()
+            .map(|kv| String::from_utf8(kv.value.to_vec()).unwrap()))
     }
 
     /// No vital task of any server has failed.
@@ -263,9 +345,64 @@ impl Cluster {
         let mut hashes = Vec::new();
         for id in self.processes.keys() {
             let store = self.store(*id, GroupId::TENANTS);
-            hashes.push(self.processes[id].run(|_| async move { store.hash(&access()).await.unwrap() }).await.unwrap());
+            hashes.push(
+                self.processes[id]
+                    .run(|_| async move { store.hash(&access()).await.unwrap() })
+                    .await
+                    .unwrap(),
+            );
         }
-        assert!(hashes.iter().all(|hash| *hash == hashes[0]), "members disagree: {hashes:?}");
+        assert!(
+            hashes.iter().all(|hash| *hash == hashes[0]),
+            "members disagree: {hashes:?}"
+        );
+    }
+}
+
+/// A way between two servers. While it is cut, bytes stay where they are and new connections get no answer.
+pub struct Link {
+    pub address: SocketAddr,
+    cut: watch::Sender<bool>,
+}
+
+impl Link {
+    pub async fn start(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (address, cut) = (listener.local_addr().unwrap(), watch::Sender::new(false));
+        let state = cut.subscribe();
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let state = state.clone();
+                tokio::spawn(async move {
+                    open(&state).await?;
+                    let far = TcpStream::connect(target).await.ok()?;
+                    let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+                    tokio::select! {
+                        _ = pump(near_in, far_out, state.clone()) => {}
+                        _ = pump(far_in, near_out, state) => {}
+                    }
+                    Some(())
+                });
+            }
+        });
+        Self { address, cut }
+    }
+
+    pub fn cut(&self, cut: bool) {
+        self.cut.send_replace(cut);
+    }
+}
+
+async fn open(state: &watch::Receiver<bool>) -> Option<()> {
+    state.clone().wait_for(|cut| !cut).await.ok().map(|_| ())
+}
+
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, state: watch::Receiver<bool>) -> Option<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let read = from.read(&mut buffer).await.ok().filter(|read| *read > 0)?;
+        open(&state).await?;
+        to.write_all(&buffer[..read]).await.ok()?;
     }
 }
 
@@ -280,8 +417,17 @@ async fn bind(address: SocketAddr) -> TcpListener {
 }
 
 async fn open_rocks(path: PathBuf) -> SharedEngine {
-    let options = RocksOptions { block_cache: 4 << 20, memtable: 1 << 20, ..RocksOptions::default() };
-    wait_for("the database's lock", || RocksEngine::open(&path, &options).ok().map(|e| Arc::new(e) as SharedEngine)).await
+    let options = RocksOptions {
+        block_cache: 4 << 20,
+        memtable: 1 << 20,
+        ..RocksOptions::default()
+    };
+    wait_for("the database's lock", || {
+        RocksEngine::open(&path, &options)
+            .ok()
+            .map(|e| Arc::new(e) as SharedEngine)
+    })
+    .await
 }
 
 pub async fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -300,8 +446,17 @@ pub fn access() -> Access {
 }
 
 pub fn put(key: &str, value: &str) -> pb::TxnRequest {
-    let put = pb::PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..Default::default() };
-    pb::TxnRequest { success: vec![pb::RequestOp { request: Some(Request::RequestPut(put)) }], ..Default::default() }
+    let put = pb::PutRequest {
+        key: key.to_owned().into(),
+        value: value.to_owned().into(),
+        ..Default::default()
+    };
+    pb::TxnRequest {
+        success: vec![pb::RequestOp {
+            request: Some(Request::RequestPut(put)),
+        }],
+        ..Default::default()
+    }
 }
 
 /// A put that succeeds only if the key does not exist.
@@ -313,14 +468,25 @@ pub fn create(key: &str, value: &str) -> pb::TxnRequest {
         target_union: Some(compare::TargetUnion::ModRevision(0)),
         ..Default::default()
     };
-    pb::TxnRequest { compare: vec![absent], ..put(key, value) }
+    pb::TxnRequest {
+        compare: vec![absent],
+        ..put(key, value)
+    }
 }
 
 pub fn get(key: &str) -> pb::RangeRequest {
-    pb::RangeRequest { key: key.to_owned().into(), ..Default::default() }
+    pb::RangeRequest {
+        key: key.to_owned().into(),
+        ..Default::default()
+    }
 }
 
 /// Many entries, so that logs are purged early.
 pub fn eager_snapshots() -> Settings {
-    Settings { snapshot_every: 60, keep_entries: 10, purge_stride: 10, ..Settings::default() }
+    Settings {
+        snapshot_every: 60,
+        keep_entries: 10,
+        purge_stride: 10,
+        ..Settings::default()
+    }
 }

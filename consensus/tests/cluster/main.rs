@@ -2,11 +2,12 @@
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "test code")]
 
 mod harness;
+mod partitions;
 
-use harness::{Cluster, SOON, access, create, eager_snapshots, get, leaf, put, wait_for};
 use hanse_consensus::tls::Tls;
 use hanse_consensus::{ConsensusError, GROUPS, GroupId, NodeId, Settings};
 use hanse_state::{Access, Store, StoreError, WatchItem, WatchRequest};
+use harness::{Cluster, SOON, access, create, eager_snapshots, get, leaf, put, wait_for};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,14 +24,27 @@ async fn every_member_writes_and_reads_both_groups() {
         // The writer reads its write even without asking the leader.
         assert!(cluster.store(writer, TENANTS).revision() >= revision);
         for reader in 1..=3 {
-            assert_eq!(cluster.get(reader, &key).await.unwrap().as_deref(), Some("v"), "{writer} -> {reader}");
+            assert_eq!(
+                cluster.get(reader, &key).await.unwrap().as_deref(),
+                Some("v"),
+                "{writer} -> {reader}"
+            );
         }
     }
     let council = cluster.store(2, GroupId::COUNCIL);
-    let done = cluster.processes[&2].run(|_| async move { council.txn(&Access::registry(), put("/a", "1")).await }).await;
-    assert_eq!(done.unwrap().unwrap().header.unwrap().revision, 2, "each group counts its own revisions");
+    let done = cluster.processes[&2]
+        .run(|_| async move { council.txn(&Access::registry(), put("/a", "1")).await })
+        .await;
+    assert_eq!(
+        done.unwrap().unwrap().header.unwrap().revision,
+        2,
+        "each group counts its own revisions"
+    );
     let wrong = cluster.store(1, GroupId::COUNCIL);
-    assert!(matches!(wrong.range(&access(), get("k1")).await, Err(StoreError::WrongGroup { .. })));
+    assert!(matches!(
+        wrong.range(&access(), get("k1")).await,
+        Err(StoreError::WrongGroup { .. })
+    ));
     cluster.agree().await;
 }
 
@@ -59,7 +73,12 @@ struct Writers {
 impl Writers {
     fn start(cluster: &Cluster, members: &[NodeId]) -> Self {
         let (stop, acknowledged, unknown) = (Arc::<AtomicBool>::default(), Arc::default(), Arc::default());
-        let mut this = Self { stop, acknowledged, unknown, tasks: Vec::new() };
+        let mut this = Self {
+            stop,
+            acknowledged,
+            unknown,
+            tasks: Vec::new(),
+        };
         for id in members {
             for lane in 0..4 {
                 let store = cluster.store(*id, TENANTS);
@@ -74,7 +93,10 @@ impl Writers {
                         match store.txn(&access(), create(&key, "v")).await {
                             Ok(answer) => {
                                 assert!(answer.succeeded, "{key} was written twice");
-                                acknowledged.lock().unwrap().insert(key, answer.header.unwrap().revision);
+                                acknowledged
+                                    .lock()
+                                    .unwrap()
+                                    .insert(key, answer.header.unwrap().revision);
                             }
                             Err(error) if error.outcome_unknown() => {
                                 unknown.lock().unwrap().insert(key);
@@ -117,7 +139,12 @@ fn watch_all(cluster: &Cluster, id: NodeId) -> (Seen, tokio::task::JoinHandle<()
     let (store, seen) = (cluster.store(id, TENANTS), Seen::default());
     let into = Arc::clone(&seen);
     let task = cluster.processes[&id].spawn(async move {
-        let all = WatchRequest { key: "\0".into(), range_end: "\0".into(), start_revision: 1, ..Default::default() };
+        let all = WatchRequest {
+            key: "\0".into(),
+            range_end: "\0".into(),
+            start_revision: 1,
+            ..Default::default()
+        };
         let mut watch = store.watch(&access(), all).await.unwrap();
         while let Some(item) = watch.next().await {
             match item {
@@ -157,13 +184,31 @@ async fn the_leader_dies_and_nothing_acknowledged_is_lost() {
     let before = writers.count();
     writers.more(before + 50).await;
     let (acknowledged, unknown) = writers.finish().await;
+    assert_eq!(
+        unknown,
+        BTreeSet::new(),
+        "the survivors learn the fate of every write from the next term"
+    );
     cluster.agree().await;
     // Every member has every acknowledged write, at the revision that was told.
     for id in 1..=3 {
         let store = cluster.store(id, TENANTS);
         for (key, revision) in &acknowledged {
-            let found = store.range(&access(), hanse_state::pb::RangeRequest { serializable: true, ..get(key) }).await.unwrap();
-            assert_eq!(found.kvs.first().map(|kv| kv.mod_revision), Some(*revision), "{key} on {id}");
+            let found = store
+                .range(
+                    &access(),
+                    hanse_state::pb::RangeRequest {
+                        serializable: true,
+                        ..get(key)
+                    },
+                )
+                .await
+                .unwrap();
+            assert_eq!(
+                found.kvs.first().map(|kv| kv.mod_revision),
+                Some(*revision),
+                "{key} on {id}"
+            );
         }
     }
     // The follower's watch saw each write once, in order, without a gap, over the leader's death.
@@ -176,8 +221,14 @@ async fn the_leader_dies_and_nothing_acknowledged_is_lost() {
     assert!(acknowledged.keys().all(|key| keys.contains(key)));
     // What is there but was not acknowledged is what its writer did not hear of: of the killed server, or of unknown outcome.
     let of_killed = format!("w{leader}-");
-    let unexplained = keys.iter().filter(|key| !acknowledged.contains_key(**key) && !unknown.contains(**key));
-    assert!(unexplained.clone().all(|key| key.starts_with(&of_killed)), "{:?}", unexplained.collect::<Vec<_>>());
+    let unexplained = keys
+        .iter()
+        .filter(|key| !acknowledged.contains_key(**key) && !unknown.contains(**key));
+    assert!(
+        unexplained.clone().all(|key| key.starts_with(&of_killed)),
+        "{:?}",
+        unexplained.collect::<Vec<_>>()
+    );
 }
 
 #[tokio::test]
@@ -194,7 +245,12 @@ async fn all_die_at_once_and_come_back_with_everything() {
     for (key, _) in acknowledged.iter().rev().take(100) {
         assert_eq!(cluster.get(1, key).await.unwrap().as_deref(), Some("v"), "{key}");
     }
-    let all = hanse_state::pb::RangeRequest { key: "\0".into(), range_end: "\0".into(), count_only: true, ..Default::default() };
+    let all = hanse_state::pb::RangeRequest {
+        key: "\0".into(),
+        range_end: "\0".into(),
+        count_only: true,
+        ..Default::default()
+    };
     let count = cluster.store(2, TENANTS).range(&access(), all).await.unwrap().count;
     assert!(usize::try_from(count).unwrap() >= acknowledged.len());
     cluster.agree().await;
@@ -210,7 +266,10 @@ async fn a_member_far_behind_catches_up_by_a_snapshot() {
     fill(&cluster, leader, 0, 400).await;
     cluster.boot(behind).await;
     cluster.ready().await;
-    wait_for("the state", || (cluster.store(behind, TENANTS).revision() >= 402).then_some(())).await;
+    wait_for("the state", || {
+        (cluster.store(behind, TENANTS).revision() >= 402).then_some(())
+    })
+    .await;
     assert_eq!(cluster.get(behind, "f0399").await.unwrap().as_deref(), Some("v"));
     assert_eq!(cluster.get(behind, "first").await.unwrap().as_deref(), Some("v"));
     // It goes on as a full member, also after another start on what the snapshot left on disk.
@@ -245,7 +304,10 @@ async fn a_wiped_server_is_refused_and_comes_back_under_a_new_id() {
     cluster.kill(lost);
     cluster.wipe(lost);
     let error = cluster.try_boot(lost).await.unwrap_err();
-    assert!(matches!(error, ConsensusError::DataGone { id, .. } if id == lost), "{error}");
+    assert!(
+        matches!(error, ConsensusError::DataGone { id, .. } if id == lost),
+        "{error}"
+    );
     cluster.machines.remove(&lost);
     cluster.add_machine(4);
     cluster.boot(4).await;
@@ -272,7 +334,10 @@ async fn a_wiped_server_is_refused_and_comes_back_under_a_new_id() {
 
 #[tokio::test]
 async fn without_a_quorum_nothing_is_acknowledged_and_local_reads_go_on() {
-    let settings = Settings { request_timeout: Duration::from_secs(2), ..Settings::default() };
+    let settings = Settings {
+        request_timeout: Duration::from_secs(2),
+        ..Settings::default()
+    };
     let mut cluster = Cluster::start(3, false, settings).await;
     cluster.put(1, "k", "v").await.unwrap();
     cluster.agree().await;
@@ -281,12 +346,18 @@ async fn without_a_quorum_nothing_is_acknowledged_and_local_reads_go_on() {
     let error = cluster.put(1, "k", "w").await.unwrap_err();
     assert!(error.retryable(), "{error}");
     assert!(cluster.get(1, "k").await.is_err(), "a linearizable read needs a quorum");
-    let local = hanse_state::pb::RangeRequest { serializable: true, ..get("k") };
+    let local = hanse_state::pb::RangeRequest {
+        serializable: true,
+        ..get("k")
+    };
     let found = cluster.store(1, TENANTS).range(&access(), local).await.unwrap();
     assert_eq!(&found.kvs[0].value[..], b"v");
     let store = cluster.store(1, TENANTS);
     wait_for("the loss of the leader", || (!store.has_leader()).then_some(())).await;
-    let status = cluster.processes[&1].run(|node| async move { node.cluster_status().await }).await.unwrap();
+    let status = cluster.processes[&1]
+        .run(|node| async move { node.cluster_status().await })
+        .await
+        .unwrap();
     let online: Vec<bool> = status.iter().map(|member| member.online).collect();
     assert_eq!(online, [true, false, false]);
 }
@@ -297,13 +368,27 @@ async fn a_leaving_leader_hands_over_first() {
     let leader = cluster.leader(TENANTS).await;
     let other = (1..=3).find(|id| *id != leader).unwrap();
     let start = Instant::now();
-    cluster.processes[&leader].run(|node| async move { node.shutdown().await }).await.unwrap().unwrap();
+    cluster.processes[&leader]
+        .run(|node| async move { node.shutdown().await })
+        .await
+        .unwrap()
+        .unwrap();
     cluster.put(other, "k", "v").await.unwrap();
-    println!("a write succeeded {:?} after the leader began to leave", start.elapsed());
+    println!(
+        "a write succeeded {:?} after the leader began to leave",
+        start.elapsed()
+    );
     cluster.kill(leader);
     assert_eq!(cluster.get(other, "k").await.unwrap().as_deref(), Some("v"));
-    let status = cluster.processes[&other].run(|node| async move { node.cluster_status().await }).await.unwrap();
-    let leaders = status.iter().flat_map(|member| &member.groups).filter(|group| group.role == "Leader").count();
+    let status = cluster.processes[&other]
+        .run(|node| async move { node.cluster_status().await })
+        .await
+        .unwrap();
+    let leaders = status
+        .iter()
+        .flat_map(|member| &member.groups)
+        .filter(|group| group.role == "Leader")
+        .count();
     assert_eq!(leaders, GROUPS.len());
 }
 
@@ -317,14 +402,20 @@ async fn leases_end_by_the_leaders_clock_and_outlive_it() {
         .run(|_| async move {
             let lease = store.lease_grant(&access(), 0, 2).await?.id;
             let mut request = put("leased", "v");
-            let Some(hanse_state::pb::request_op::Request::RequestPut(put)) = &mut request.success[0].request else { panic!() };
+            let Some(hanse_state::pb::request_op::Request::RequestPut(put)) = &mut request.success[0].request else {
+                panic!()
+            };
             put.lease = lease;
             store.txn(&access(), request).await
         })
         .await;
     granted.unwrap().unwrap();
     cluster.kill(leader);
-    assert_eq!(cluster.get(other, "leased").await.unwrap().as_deref(), Some("v"), "extended by the new leader");
+    assert_eq!(
+        cluster.get(other, "leased").await.unwrap().as_deref(),
+        Some("v"),
+        "extended by the new leader"
+    );
     let store = cluster.store(other, TENANTS);
     let gone = async {
         while !store.range(&access(), get("leased")).await.unwrap().kvs.is_empty() {
@@ -346,7 +437,11 @@ async fn only_servers_of_our_ca_get_in() {
             let endpoint = tonic::transport::Endpoint::from_shared(format!("https://{address}")).unwrap();
             let channel = tls.secure(endpoint, name).unwrap().connect().await.ok()?;
             let mut client = pb::consensus_client::ConsensusClient::new(channel);
-            client.status(pb::StatusRequest {}).await.ok().map(|reply| reply.into_inner().name)
+            client
+                .status(pb::StatusRequest {})
+                .await
+                .ok()
+                .map(|reply| reply.into_inner().name)
         }
     };
     let ours = Tls::new(&leaf(&cluster.ca, "hanse://server/x"), "x").unwrap();
@@ -359,7 +454,10 @@ async fn only_servers_of_our_ca_get_in() {
     let mut agent = leaf(&cluster.ca, "hanse://server/x");
     let as_agent = leaf(&cluster.ca, "hanse://agent/x");
     (agent.cert, agent.key) = (as_agent.cert, as_agent.key);
-    assert!(Tls::new(&agent, "x").is_err(), "an agent's certificate is refused before it is used");
+    assert!(
+        Tls::new(&agent, "x").is_err(),
+        "an agent's certificate is refused before it is used"
+    );
 }
 
 #[tokio::test]
@@ -370,6 +468,9 @@ async fn lost_log_entries_stop_the_start() {
     let mark = cluster.data_dir(1).join("log-tenants.mark");
     std::fs::write(&mark, "hanse log mark 1\n100000\n").unwrap();
     let error = cluster.try_boot(1).await.unwrap_err();
-    assert!(matches!(error, ConsensusError::LogLost { expected: 99_999, .. }), "{error}");
+    assert!(
+        matches!(error, ConsensusError::LogLost { expected: 99_999, .. }),
+        "{error}"
+    );
     assert!(error.to_string().contains("under a new id"), "{error}");
 }
