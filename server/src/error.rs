@@ -56,6 +56,9 @@ impl ServerError {
 
     /// A failed part.
     pub fn part(part: &'static str, source: impl Into<hanse_runtime::BoxError>) -> Self {
-        Self::Part { part, source: source.into() }
+        Self::Part {
+            part,
+            source: source.into(),
+        }
     }
 }

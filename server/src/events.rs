@@ -32,24 +32,36 @@ pub struct Events {
 impl Events {
     fn admit(&self, cluster: &str, head: &StoreHead) -> Result<(), StoreError> {
         let regions = self.regions.get().ok_or(StoreError::Stopped)?;
-        regions.hosts().check(cluster, &head.tenant, head.epoch).map_err(|refusal| {
-            tracing::warn!(cluster, tenant = head.tenant, %refusal, "a store call was refused");
-            match refusal {
-                // This server may only be behind; the caller tries again or elsewhere.
-                HostRefusal::Unknown { .. } | HostRefusal::Ahead { .. } => StoreError::NoLeader,
-                HostRefusal::NotTheHost { .. } | HostRefusal::Stale { .. } => {
-                    let current = regions.hosts().host(&head.tenant).map_or(0, |(_, epoch)| epoch);
-                    StoreError::Fenced { epoch: head.epoch, fence: current }
+        regions
+            .hosts()
+            .check(cluster, &head.tenant, head.epoch)
+            .map_err(|refusal| {
+                tracing::warn!(cluster, tenant = head.tenant, %refusal, "a store call was refused");
+                match refusal {
+                    // This server may only be behind; the caller tries again or elsewhere.
+                    HostRefusal::Unknown { .. } | HostRefusal::Ahead { .. } => StoreError::NoLeader,
+                    HostRefusal::NotTheHost { .. } | HostRefusal::Stale { .. } => {
+                        let current = regions.hosts().host(&head.tenant).map_or(0, |(_, epoch)| epoch);
+                        StoreError::Fenced {
+                            tenant: head.tenant.clone(),
+                            epoch: head.epoch,
+                            fence: current,
+                        }
+                    }
                 }
-            }
-        })
+            })
     }
 
     async fn call_etcd(&self, head: StoreHead, body: Body) -> Result<http::Response<Body>, http::Error> {
-        let mut request = http::Request::builder().method("POST").uri(&head.path).body(tonic::body::Body::new(body))?;
+        let mut request = http::Request::builder()
+            .method("POST")
+            .uri(&head.path)
+            .body(tonic::body::Body::new(body))?;
         *request.headers_mut() = head.headers;
         *request.version_mut() = http::Version::HTTP_2;
-        request.extensions_mut().insert(Access::tenant(head.tenant).with_epoch(head.epoch));
+        request
+            .extensions_mut()
+            .insert(Access::tenant(head.tenant).with_epoch(head.epoch));
         let response = match self.etcd.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
@@ -59,8 +71,10 @@ impl Events {
 }
 
 /// A gRPC answer that holds only a status.
-fn grpc_status(status: &tonic::Status) -> http::Response<Body> {
-    status.into_http::<tonic::body::Body>().map(|_| hanse_tunnel::empty_body())
+fn grpc_status(status: tonic::Status) -> http::Response<Body> {
+    status
+        .into_http::<tonic::body::Body>()
+        .map(|_| hanse_tunnel::empty_body())
 }
 
 #[async_trait]
@@ -74,11 +88,11 @@ impl ServerEvents for Events {
 
     async fn store_call(&self, cluster: &str, head: StoreHead, body: Body) -> http::Response<Body> {
         if let Err(refusal) = self.admit(cluster, &head) {
-            return grpc_status(&refusal.into());
+            return grpc_status(refusal.status());
         }
         match self.call_etcd(head, body).await {
             Ok(response) => response,
-            Err(error) => grpc_status(&tonic::Status::invalid_argument(error.to_string())),
+            Err(error) => grpc_status(tonic::Status::invalid_argument(error.to_string())),
         }
     }
 
@@ -87,9 +101,11 @@ impl ServerEvents for Events {
         let secret = format!("{}.{}", token.id(), token.secret());
         let now = self.clock.wall();
         match hanse_regions::enrol(&self.objects, &self.ca, &secret, csr_pem, now).await {
-            Ok(enrolled) => {
-                Ok(Enrolled { cert_pem: enrolled.cert_pem, ca_pem: enrolled.ca_pem, cluster: enrolled.cluster })
-            }
+            Ok(enrolled) => Ok(Enrolled {
+                cert_pem: enrolled.cert_pem,
+                ca_pem: enrolled.ca_pem,
+                cluster: enrolled.cluster,
+            }),
             Err(error) => {
                 tracing::warn!(token = token.id(), error = chain(&error), "an enrolment was refused");
                 Err(error.to_string())

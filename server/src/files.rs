@@ -23,7 +23,11 @@ pub fn check_secret(what: &'static str, path: &Path) -> Result<(), ServerError> 
     if mode & 0o077 == 0 {
         return Ok(());
     }
-    Err(fault(what, path, format!("others can read it (mode {mode:o}): chmod 600 it, and replace the secret if it leaked")))
+    Err(fault(
+        what,
+        path,
+        format!("others can read it (mode {mode:o}): chmod 600 it, and replace the secret if it leaked"),
+    ))
 }
 
 /// Holds the data directory: two servers on one directory would destroy it.
@@ -36,10 +40,19 @@ pub struct DataDirLock {
 pub fn lock_data_dir(path: &Path) -> Result<DataDirLock, ServerError> {
     let what = "the data directory";
     std::fs::create_dir_all(path).map_err(|error| fault(what, path, format!("cannot be created: {error}")))?;
-    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(path.join("lock"));
+    let opened = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path.join("lock"));
     let file = opened.map_err(|error| fault(what, path, format!("cannot be written: {error}")))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .map_err(|error| fault(what, path, format!("is in use by another server ({error}): stop that one first")))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+        fault(
+            what,
+            path,
+            format!("is in use by another server ({error}): stop that one first"),
+        )
+    })?;
     Ok(DataDirLock { _file: file })
 }
 
@@ -55,11 +68,19 @@ pub fn check_free_space(path: &Path) -> Result<(), ServerError> {
         return Ok(());
     }
     let (has, needs) = (free >> 20, FREE_SPACE_MIN >> 20);
-    Err(fault(what, path, format!("its disk has {has} MiB free and a server needs {needs} MiB: make room")))
+    Err(fault(
+        what,
+        path,
+        format!("its disk has {has} MiB free and a server needs {needs} MiB: make room"),
+    ))
 }
 
 fn fault(what: &'static str, path: &Path, fault: String) -> ServerError {
-    ServerError::File { what, path: path.to_owned(), fault }
+    ServerError::File {
+        what,
+        path: path.to_owned(),
+        fault,
+    }
 }
 
 #[cfg(test)]
@@ -73,7 +94,10 @@ mod tests {
         std::fs::write(&path, "secret").unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         let fault = read_secret("a key", &path).unwrap_err().to_string();
-        assert!(fault.contains("644") && fault.contains("chmod 600") && !fault.contains("secret\""), "{fault}");
+        assert!(
+            fault.contains("644") && fault.contains("chmod 600") && !fault.contains("secret\""),
+            "{fault}"
+        );
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(read_secret("a key", &path).unwrap(), "secret");
     }
@@ -82,7 +106,12 @@ mod tests {
     fn one_server_per_data_directory() {
         let dir = tempfile::tempdir().unwrap();
         let first = lock_data_dir(dir.path()).unwrap();
-        assert!(lock_data_dir(dir.path()).unwrap_err().to_string().contains("in use by another server"));
+        assert!(
+            lock_data_dir(dir.path())
+                .unwrap_err()
+                .to_string()
+                .contains("in use by another server")
+        );
         drop(first);
         assert!(lock_data_dir(dir.path()).is_ok());
     }

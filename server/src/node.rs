@@ -11,13 +11,13 @@ use hanse_gateway::{Gateway, GatewayParts, Limits};
 use hanse_regions::bootstrap::{AdminSeed, Seed, bootstrap};
 use hanse_regions::{Regions, RegionsParts};
 use hanse_runtime::clock::{SharedClock, SystemClock};
-use hanse_runtime::pki::{Ca, load_certs, sha256_hex};
+use hanse_runtime::pki::{Ca, load_certs, load_key, sha256_hex};
 use hanse_runtime::rng::{SharedRng, SystemRng};
 use hanse_runtime::seal::Sealer;
 use hanse_runtime::shutdown::{Phase, Shutdown};
 use hanse_runtime::supervisor::{Supervisor, TaskKind, chain};
 use hanse_runtime::telemetry::{self, Metrics};
-use hanse_state::engine::{LogWriter, RocksEngine};
+use hanse_state::engine::{LogWriter, RocksEngine, RocksOptions, WriterOptions};
 use hanse_state::objects::Objects;
 use hanse_tunnel::assertion::Signer;
 use hanse_tunnel::hub::{Hub, HubConfig, Parts};
@@ -83,11 +83,19 @@ pub async fn run(path: &Path) -> Result<(), ServerError> {
     machine.supervisor.shut_down(PHASE_LIMIT).await;
     tracing::info!("stopped");
     outcome?;
-    machine.supervisor.failure().map_or(Ok(()), |failure| Err(ServerError::Task(failure)))
+    machine
+        .supervisor
+        .failure()
+        .map_or(Ok(()), |failure| Err(ServerError::Task(failure)))
 }
 
 async fn bind(address: SocketAddr, what: &'static str, key: &'static str) -> Result<TcpListener, ServerError> {
-    TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, what, key, source })
+    TcpListener::bind(address).await.map_err(|source| ServerError::Listen {
+        address,
+        what,
+        key,
+        source,
+    })
 }
 
 fn read_secrets(config: &ServerConfig) -> Result<Secrets, ServerError> {
@@ -110,13 +118,23 @@ async fn start_node(
     secrets: &Secrets,
     listener: TcpListener,
 ) -> Result<Node, ServerError> {
-    let engine = RocksEngine::open(&config.data_dir.join("store")).map_err(|e| ServerError::part("the store", e))?;
-    let writer = LogWriter::start(Arc::new(engine)).map_err(|e| ServerError::part("the store", e))?;
-    let member = |m: &MemberConfig| (m.id, Member { name: m.name.clone(), address: m.raft.clone() });
+    let fault = |error| ServerError::part("the store", error);
+    let engine = RocksEngine::open(&config.data_dir.join("store"), &RocksOptions::default()).map_err(fault)?;
+    let writer = LogWriter::start(Arc::new(engine), WriterOptions::default()).map_err(fault)?;
+    let member = |m: &MemberConfig| {
+        (
+            m.id,
+            Member {
+                name: m.name.clone(),
+                address: m.raft.clone(),
+            },
+        )
+    };
     let node_config = NodeConfig {
         id: config.id,
         name: config.name.clone(),
         listen: config.raft.listen.to_string(),
+        addresses: std::collections::BTreeMap::new(),
         data_dir: config.data_dir.join("raft"),
         tls: TlsPem {
             ca: secrets.ca_pem.clone(),
@@ -139,7 +157,9 @@ async fn start_node(
         rng: Arc::clone(&machine.rng),
         listener: Some(listener),
     };
-    Node::start(node_config, parts).await.map_err(|error| ServerError::part("consensus", error))
+    Node::start(node_config, parts)
+        .await
+        .map_err(|error| ServerError::part("consensus", error))
 }
 
 async fn serve(
@@ -159,7 +179,7 @@ async fn serve(
         .unwrap_or_default();
     let signer = Arc::new(Signer::new(&credentials().map_err(part("the tunnel"))?).map_err(part("the tunnel"))?);
     let events = Arc::new(Events {
-        etcd: hanse_state::etcd::routes(node.tenants(), Arc::clone(&machine.clock)),
+        etcd: hanse_state::etcd::routes(node.tenants()),
         objects: objects.clone(),
         ca: secrets.ca,
         clock: Arc::clone(&machine.clock),
@@ -193,9 +213,12 @@ async fn serve(
         ca_sha256,
         limits: Limits::default(),
     });
-    gateway
-        .serve(gateway_listener, &secrets.cert_pem, &secrets.key_pem)
-        .map_err(|error| ServerError::part("the gateway", error))?;
+    listen(
+        machine,
+        &gateway,
+        gateway_listener,
+        (&secrets.cert_pem, &secrets.key_pem),
+    )?;
     let regions = Regions::start(RegionsParts {
         server: config.name.clone(),
         objects: objects.clone(),
@@ -212,31 +235,54 @@ async fn serve(
     wait_for_the_end(&machine.supervisor.shutdown_token()).await
 }
 
+fn listen(
+    machine: &Machine,
+    gateway: &Gateway,
+    listener: TcpListener,
+    (cert_pem, key_pem): (&str, &str),
+) -> Result<(), ServerError> {
+    let fault = |error| ServerError::part("the server's certificate", error);
+    let chain = load_certs(cert_pem).map_err(fault)?;
+    let key = load_key(key_pem).map_err(fault)?;
+    let tls = hanse_gateway::tls_config(chain, key).map_err(|error| ServerError::part("the gateway", error))?;
+    let gateway = gateway.clone();
+    machine.supervisor.spawn(TaskKind::Listener, "gateway", async move {
+        Ok(gateway.serve(listener, tls).await?)
+    });
+    Ok(())
+}
+
 /// Becomes part of the cluster and makes sure of the first objects, while everything else already answers that it waits.
 fn form(config: &ServerConfig, machine: &Machine, node: &Node, objects: &Objects) {
     let (seed, node, objects) = (seed(config), node.clone(), objects.clone());
     let (clock, rng) = (Arc::clone(&machine.clock), Arc::clone(&machine.rng));
     let stop = machine.supervisor.shutdown_token();
-    machine.supervisor.spawn(TaskKind::Controller, "forming the cluster", async move {
-        let work = async {
-            node.initialize(FORMING).await?;
-            while let Err(error) = bootstrap(&objects, clock.as_ref(), rng.as_ref(), &seed).await {
-                tracing::info!(error = chain(&error), "the first objects cannot be written yet");
-                clock.sleep(BOOTSTRAP_RETRY).await;
+    machine
+        .supervisor
+        .spawn(TaskKind::Controller, "forming the cluster", async move {
+            let work = async {
+                node.initialize(FORMING).await?;
+                while let Err(error) = bootstrap(&objects, clock.as_ref(), rng.as_ref(), &seed).await {
+                    tracing::info!(error = chain(&error), "the first objects cannot be written yet");
+                    clock.sleep(BOOTSTRAP_RETRY).await;
+                }
+                tracing::info!("ready");
+                Ok(())
+            };
+            tokio::select! {
+                done = work => done,
+                () = stop.cancelled() => Ok(()),
             }
-            tracing::info!("ready");
-            Ok(())
-        };
-        tokio::select! {
-            done = work => done,
-            () = stop.cancelled() => Ok(()),
-        }
-    });
+        });
 }
 
 fn seed(config: &ServerConfig) -> Seed {
     let own = config.own_member();
-    let admin = config.bootstrap.admin_key_id.as_ref().zip(config.bootstrap.admin_key_sha256.as_ref());
+    let admin = config
+        .bootstrap
+        .admin_key_id
+        .as_ref()
+        .zip(config.bootstrap.admin_key_sha256.as_ref());
     Seed {
         server: config.name.clone(),
         server_spec: ServerSpec {

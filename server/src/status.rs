@@ -22,7 +22,10 @@ pub struct LiveStatus {
 #[async_trait]
 impl ClusterStatus for LiveStatus {
     async fn servers(&self) -> Vec<Server> {
-        let page = Page { local: true, ..Page::default() };
+        let page = Page {
+            local: true,
+            ..Page::default()
+        };
         let known = match self.objects.list(&SERVERS, None, page).await {
             Ok(list) => list.items,
             Err(error) => {
@@ -43,7 +46,11 @@ impl ClusterStatus for LiveStatus {
                 }
             })
             .map(|server| {
-                let own_agents = if server.spec.id == here { agents.clone() } else { Vec::new() };
+                let own_agents = if server.spec.id == here {
+                    agents.clone()
+                } else {
+                    Vec::new()
+                };
                 join(server, &live, own_agents)
             })
             .collect()
@@ -71,9 +78,18 @@ mod tests {
         let mut server = Server::default();
         server.spec.id = 2;
         server.status.online = true;
-        let live = [MemberStatus { id: 1, online: true, ..MemberStatus::default() }];
+        let live = [MemberStatus {
+            id: 1,
+            online: true,
+            ..MemberStatus::default()
+        }];
         assert!(!join(server.clone(), &live, Vec::new()).status.online);
-        let live = [MemberStatus { id: 2, online: true, version: "x".into(), ..MemberStatus::default() }];
+        let live = [MemberStatus {
+            id: 2,
+            online: true,
+            version: "x".into(),
+            ..MemberStatus::default()
+        }];
         let joined = join(server, &live, vec!["eu".into()]);
         assert!(joined.status.online && joined.status.version == "x" && joined.status.agents == ["eu"]);
     }
