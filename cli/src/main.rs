@@ -16,8 +16,6 @@ mod local;
 mod logins;
 mod output;
 mod role;
-#[path = "../../server/src/config.rs"]
-mod server_config;
 mod verbs;
 
 use app::App;
@@ -48,7 +46,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Config { command } => role::config(&command, &app.output),
         Command::Completion { shell } => completion(&app, shell),
         Command::Agent(process) => role::agent(&process),
-        Command::Server(_) => Err(Error::failed("this role is not wired yet")),
+        Command::Server(process) => role::server(&process),
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.map_err(|e| Error::failed(format!("cannot start: {e}")))?;

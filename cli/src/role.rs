@@ -6,7 +6,6 @@ use crate::files;
 use crate::front_door::{self, config::FrontDoorConfig};
 use crate::local::service::enter;
 use crate::output::Output;
-use crate::server_config::ServerConfig;
 use crate::verbs::version;
 use hanse_agent::{Agent, AgentConfig, Deps};
 use hanse_runtime::clock::SystemClock;
@@ -14,6 +13,7 @@ use hanse_runtime::config::{Validate, load};
 use hanse_runtime::rng::SystemRng;
 use hanse_runtime::supervisor::{Supervisor, chain};
 use hanse_runtime::telemetry::{self, Format};
+use hanse_server::ServerConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::Path;
@@ -29,6 +29,13 @@ pub(crate) fn front_door(args: &ProcessArgs) -> Result<()> {
     let _entered = args.pid_file.as_deref().map(enter).transpose()?;
     telemetry::init(Format::Json);
     runtime()?.block_on(front_door::run(&args.config, SystemClock::shared()))
+}
+
+/// Runs `hanse server`.
+pub(crate) fn server(args: &ProcessArgs) -> Result<()> {
+    let _entered = args.pid_file.as_deref().map(enter).transpose()?;
+    let outcome = runtime()?.block_on(hanse_server::run(&args.config));
+    outcome.map_err(|e| Error::failed(chain(&e)))
 }
 
 /// Runs `hanse agent`.

@@ -237,10 +237,10 @@ fn front_door_toml(layout: &Layout, plan: &Plan) -> String {
 mod tests {
     use super::*;
     use crate::front_door::config::FrontDoorConfig;
-    use crate::server_config::ServerConfig;
     use hanse_agent::config::AgentConfig;
     use hanse_runtime::config::load;
     use hanse_runtime::rng::SeededRng;
+    use hanse_server::ServerConfig;
     use std::os::unix::fs::PermissionsExt as _;
 
     const NOW: Timestamp = Timestamp::from_millis(1_790_000_000_000);
