@@ -489,11 +489,12 @@ mod tests {
     fn who_may_speak_what() {
         let agent = cert(&["hanse://agent/eu"]);
         let server = cert(&["hanse://server/eu"]);
-        let cases: [(
-            Option<&[u8]>,
-            Option<&CertificateDer<'_>>,
-            Option<(Protocol, Option<&str>)>,
-        ); 9] = [
+        type Case<'a> = (
+            Option<&'a [u8]>,
+            Option<&'a CertificateDer<'a>>,
+            Option<(Protocol, Option<&'a str>)>,
+        );
+        let cases: [Case<'_>; 9] = [
             (
                 Some(b"hanse-control/1"),
                 Some(&agent),

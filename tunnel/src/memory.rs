@@ -101,12 +101,11 @@ impl AsyncRead for MemoryRecv {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.pipe).poll_read(cx, buf))?;
-        if buf.filled().len() == before {
-            if let Some(code) = *self.shared.reset.borrow() {
-                return Poll::Ready(Err(StreamFault::Reset(code).into()));
-            }
+        let reset = *self.shared.reset.borrow();
+        match reset.filter(|_code| buf.filled().len() == before) {
+            Some(code) => Poll::Ready(Err(StreamFault::Reset(code).into())),
+            None => Poll::Ready(Ok(())),
         }
-        Poll::Ready(Ok(()))
     }
 }
 

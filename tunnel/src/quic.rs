@@ -4,6 +4,9 @@
 //! are low because the library allocates for every allowed stream at once; windows are bounded per connection so that slow
 //! readers cannot fill a server's memory; the key of stateless resets is derived from the server's own, so that a restarted
 //! server tells the peers of its dead connections at once that they are gone.
+//!
+//! Known cost: of each stream that this end breaks off itself while somebody waits in `stopped`, the library (0.11.12) keeps about
+//! a hundred bytes until the connection ends.
 
 use crate::code::Code;
 use crate::error::TunnelError;

@@ -58,6 +58,8 @@ pub struct Settings {
     pub store_streams: u32,
     /// Most streams of a connection.
     pub streams_max: u32,
+    /// Most store calls and reports in progress on a server; more are turned away unread.
+    pub exchanges_max: usize,
     /// Most sessions of a server.
     pub sessions_max: usize,
     /// Handshakes in progress above which strangers must first prove their address.
@@ -92,6 +94,7 @@ impl Default for Settings {
             request_streams: 256,
             store_streams: 512,
             streams_max: 8192,
+            exchanges_max: 200_000,
             sessions_max: 16_384,
             retry_above: 50,
             handshakes_max: 200,

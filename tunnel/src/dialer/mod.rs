@@ -154,38 +154,7 @@ impl Dialer {
             reports: watch::Sender::new(None),
             next_link: AtomicU64::new(1),
         });
-        let protocols: &[Protocol] = if config.store {
-            &[Protocol::Control, Protocol::Store]
-        } else {
-            &[Protocol::Control]
-        };
-        for server in config.servers {
-            for protocol in protocols.iter().copied() {
-                let (dialer, server) = (Arc::clone(&inner), server.clone());
-                let name = format!("tunnel {} {}", protocol.name(), server.name);
-                inner.parts.supervisor.spawn(TaskKind::Session, name, async move {
-                    dialer.keep(&server, protocol).await;
-                    Ok(())
-                });
-            }
-        }
-        let reporting = Arc::clone(&inner);
-        inner
-            .parts
-            .supervisor
-            .spawn(TaskKind::Session, "tunnel reports", async move {
-                reporting.deliver_reports().await;
-                Ok(())
-            });
-        let leaving = Arc::clone(&inner);
-        inner
-            .parts
-            .supervisor
-            .spawn(TaskKind::Session, "tunnel farewell", async move {
-                leaving.stopping().cancelled().await;
-                leaving.connector.close(&*leaving.parts.clock).await;
-                Ok(())
-            });
+        inner.spawn_tasks(config.servers, config.store);
         Ok(Self { inner })
     }
 
@@ -240,6 +209,36 @@ impl Inner {
             .filter(|link| link.protocol == protocol)
             .map(Arc::clone)
             .collect()
+    }
+
+    fn spawn_tasks(self: &Arc<Self>, servers: Vec<ServerAddress>, store: bool) {
+        let supervisor = &self.parts.supervisor;
+        let protocols: &[Protocol] = if store {
+            &[Protocol::Control, Protocol::Store]
+        } else {
+            &[Protocol::Control]
+        };
+        for server in servers {
+            for protocol in protocols.iter().copied() {
+                let (dialer, server) = (Arc::clone(self), server.clone());
+                let name = format!("tunnel {} {}", protocol.name(), server.name);
+                supervisor.spawn(TaskKind::Session, name, async move {
+                    dialer.keep(&server, protocol).await;
+                    Ok(())
+                });
+            }
+        }
+        let reporting = Arc::clone(self);
+        supervisor.spawn(TaskKind::Session, "tunnel reports", async move {
+            reporting.deliver_reports().await;
+            Ok(())
+        });
+        let leaving = Arc::clone(self);
+        supervisor.spawn(TaskKind::Session, "tunnel farewell", async move {
+            leaving.stopping().cancelled().await;
+            leaving.connector.close(&*leaving.parts.clock).await;
+            Ok(())
+        });
     }
 
     /// Keeps one connection, dialing again with growing waits.

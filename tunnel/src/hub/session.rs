@@ -179,6 +179,8 @@ async fn serve(hub: &Arc<Inner>, session: &Arc<Session>, (writer, reader): Contr
 /// Writes the control stream.
 async fn talk(hub: &Inner, session: &Session, mut writer: FrameWriter<QuicSend>) -> Result<(), TunnelError> {
     let mut intents = session.intents.subscribe();
+    // One may have been set before anybody subscribed.
+    intents.mark_changed();
     let mut told = false;
     loop {
         tokio::select! {
@@ -187,10 +189,9 @@ async fn talk(hub: &Inner, session: &Session, mut writer: FrameWriter<QuicSend>)
                     return Ok(());
                 }
                 let intent = intents.borrow_and_update().clone();
-                if let Some(intent) = intent {
-                    if let Err(error) = frame::put(Kind::Intent, &intent, writer.buffer()) {
-                        tracing::error!(cluster = session.info.cluster, %error, "an intent cannot be sent");
-                    }
+                let put = intent.map_or(Ok(()), |intent| frame::put(Kind::Intent, &intent, writer.buffer()));
+                if let Err(error) = put {
+                    tracing::error!(cluster = session.info.cluster, %error, "an intent cannot be sent");
                 }
             }
             () = hub.draining.cancelled(), if !told => {
@@ -236,6 +237,10 @@ async fn accept(hub: &Arc<Inner>, session: &Arc<Session>) -> Result<(), TunnelEr
         let (streams, guard) = session.conn.accept(most).await?;
         if hub.draining.is_cancelled() {
             server::turn_away(streams, Code::Draining);
+            continue;
+        }
+        if hub.exchanges.len() >= hub.settings.exchanges_max {
+            server::turn_away(streams, Code::Busy);
             continue;
         }
         let (hub, session) = (Arc::clone(hub), Arc::clone(session));

@@ -168,26 +168,20 @@ async fn switched_connections_carry_both_ways_and_half_close() {
 }
 
 /// Says when it is dropped.
-struct Tell(String, mpsc::UnboundedSender<String>);
+struct Tell(String, mpsc::Sender<String>);
 
 impl Drop for Tell {
     fn drop(&mut self) {
-        self.1.send(format!("ended {}", self.0)).unwrap();
+        self.1.try_send(format!("ended {}", self.0)).unwrap();
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn aborts_and_cancels_are_seen_by_the_other_end() {
-    let world = World::new();
-    let server = world.server("s1");
-    let (told, mut events) = mpsc::unbounded_channel();
-    // A reset may overtake what was sent before it: break only after that was read.
-    let now = Arc::new(Notify::new());
-    let when = Arc::clone(&now);
-    let handler: Handler = Box::new(move |head, _| {
+/// Answers `/never` never, `/hang` with a body that does not end, and `/break` with one that breaks off when told to.
+fn breaking(told: mpsc::Sender<String>, when: Arc<Notify>) -> Handler {
+    Box::new(move |head, _| {
         let when = Arc::clone(&when);
         let path = head.path_and_query.to_string();
-        told.send(format!("began {path}")).unwrap();
+        told.try_send(format!("began {path}")).unwrap();
         let tell = Tell(path.clone(), told.clone());
         Box::pin(async move {
             if path == "/never" {
@@ -210,7 +204,18 @@ async fn aborts_and_cancels_are_seen_by_the_other_end() {
             });
             Response::new(StreamBody::new(frames).boxed_unsync())
         })
-    });
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn aborts_and_cancels_are_seen_by_the_other_end() {
+    let world = World::new();
+    let server = world.server("s1");
+    let (told, mut events) = mpsc::channel(4096);
+    // A reset may overtake what was sent before it: break only after that was read.
+    let now = Arc::new(Notify::new());
+    let when = Arc::clone(&now);
+    let handler = breaking(told, when);
     let _agent = world.agent("eu", &[("s1", server.address)], handler);
     server.agents(&["eu"]).await;
     let mut expect = async |want: &str| assert_eq!(soon(want, events.recv()).await.unwrap(), want);
@@ -244,7 +249,14 @@ async fn aborts_and_cancels_are_seen_by_the_other_end() {
     expect("began /never").await;
     asking.abort();
     expect("ended /never").await;
-    // A head that does not fit is refused here already.
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_that_does_not_fit_is_refused_before_it_is_sent() {
+    let world = World::new();
+    let server = world.server("s1");
+    let _agent = world.agent("eu", &[("s1", server.address)], echo());
+    server.agents(&["eu"]).await;
     let big = RequestHead {
         assertion: vec![0; 2 * MIB],
         ..request("/")

@@ -27,12 +27,13 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 type Handler = Box<dyn Fn(RequestHead, Body) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
+type EnrolHandler = Box<dyn Fn(&str, &str) -> Result<Enrolled, String> + Send + Sync>;
 type StoreHandler = Box<dyn Fn(StoreHead, Body) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
 
 /// An agent that answers with what the test says, and tells the test of intents.
 struct TestAgent {
     handler: Handler,
-    intents: mpsc::UnboundedSender<(String, Bytes)>,
+    intents: mpsc::Sender<(String, Bytes)>,
 }
 
 #[async_trait]
@@ -64,7 +65,7 @@ impl AgentEvents for TestAgent {
     }
 
     fn intent(&self, server: &str, intent: Bytes) {
-        self.intents.send((server.to_owned(), intent)).unwrap();
+        self.intents.try_send((server.to_owned(), intent)).unwrap();
     }
 }
 
@@ -72,15 +73,15 @@ impl AgentEvents for TestAgent {
 struct TestServer {
     name: String,
     handler: StoreHandler,
-    reports: mpsc::UnboundedSender<(String, String, Bytes)>,
-    enrol: Box<dyn Fn(&str, &str) -> Result<Enrolled, String> + Send + Sync>,
+    reports: mpsc::Sender<(String, String, Bytes)>,
+    enrol: EnrolHandler,
 }
 
 #[async_trait]
 impl ServerEvents for TestServer {
     async fn report(&self, cluster: &str, report: Bytes) {
         self.reports
-            .send((self.name.clone(), cluster.to_owned(), report))
+            .try_send((self.name.clone(), cluster.to_owned(), report))
             .unwrap();
     }
 
@@ -97,8 +98,8 @@ impl ServerEvents for TestServer {
 struct World {
     pki: TestPki,
     settings: Settings,
-    reports: mpsc::UnboundedReceiver<(String, String, Bytes)>,
-    reports_in: mpsc::UnboundedSender<(String, String, Bytes)>,
+    reports: mpsc::Receiver<(String, String, Bytes)>,
+    reports_in: mpsc::Sender<(String, String, Bytes)>,
 }
 
 /// One server with its own supervisor, so that it can be shut down alone.
@@ -112,7 +113,7 @@ struct ServerHandle {
 struct AgentHandle {
     dialer: Dialer,
     supervisor: Supervisor,
-    intents: mpsc::UnboundedReceiver<(String, Bytes)>,
+    intents: mpsc::Receiver<(String, Bytes)>,
 }
 
 fn parts(supervisor: &Supervisor) -> Parts {
@@ -142,7 +143,7 @@ fn echo_store(name: &str) -> StoreHandler {
 
 impl World {
     fn new() -> Self {
-        let (reports_in, reports) = mpsc::unbounded_channel();
+        let (reports_in, reports) = mpsc::channel(4096);
         let settings = Settings {
             backoff: (Duration::from_millis(20), Duration::from_millis(200)),
             drain_grace: Duration::from_millis(500),
@@ -231,7 +232,7 @@ impl World {
 
     fn agent_with(&self, credentials: Credentials, servers: &[(&str, SocketAddr)], handler: Handler) -> AgentHandle {
         let supervisor = Supervisor::default();
-        let (intents_in, intents) = mpsc::unbounded_channel();
+        let (intents_in, intents) = mpsc::channel(4096);
         let servers: Vec<ServerAddress> = servers
             .iter()
             .map(|(name, address)| ServerAddress {

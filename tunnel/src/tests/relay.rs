@@ -1,6 +1,7 @@
 //! A UDP relay that can be cut: how a server looks whose host loses its power.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::UdpSocket;
@@ -44,9 +45,9 @@ async fn forward(front: Arc<UdpSocket>, target: watch::Receiver<Option<SocketAdd
     loop {
         let (len, client) = front.recv_from(&mut buffer).await.unwrap();
         let Some(server) = *target.borrow() else { continue };
-        if !backs.contains_key(&client) {
+        if let Entry::Vacant(entry) = backs.entry(client) {
             let back = Arc::new(UdpSocket::bind(super::any_port()).await.unwrap());
-            backs.insert(client, Arc::clone(&back));
+            entry.insert(Arc::clone(&back));
             tokio::spawn(answer(Arc::clone(&front), back, client, target.clone()));
         }
         // A refused datagram is a lost one.

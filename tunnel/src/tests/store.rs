@@ -163,7 +163,7 @@ async fn when_a_server_falls_silent_calls_go_on_elsewhere_within_seconds() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_drains_loses_no_call() {
     let three = three().await;
-    let (served_in, mut served) = mpsc::unbounded_channel();
+    let (served_in, mut served) = mpsc::channel(4096);
     let dialer = three.agent.dialer.clone();
     let calling = tokio::spawn(async move {
         // Ends when nobody listens any more.
@@ -171,7 +171,7 @@ async fn a_server_that_drains_loses_no_call() {
             let response = dialer.store_call(store_call(WRITE), full_body("q")).await.unwrap();
             let server = response.headers()["server"].to_str().unwrap().to_owned();
             assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "q");
-            if served_in.send(server).is_err() {
+            if served_in.send(server).await.is_err() {
                 return;
             }
         }
