@@ -1,0 +1,17 @@
+//! Tests that run a real gateway: TLS and sockets on loopback, the registry in memory, an agent in the same process.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    unreachable_pub,
+    missing_docs,
+    reason = "these are tests"
+)]
+
+mod access;
+mod attacks;
+mod kubectl;
+mod objects;
+mod streams;
+mod upgrades;
+mod watches;
+mod world;
