@@ -53,7 +53,7 @@ fn report(name: &'static str, rules: fn(&std::path::Path) -> Result<Vec<Finding>
 
 fn clippy() -> Command {
     let mut command = Command::new(cargo());
-    command.args(["clippy", "--workspace", "--all-targets", "--quiet"]);
+    command.args(["clippy", "--workspace", "--all-targets"]);
     command
         .args(locked())
         .args(["--", "-D", "warnings"])

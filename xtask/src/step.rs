@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 /// How many of a failed command's last lines are shown.
-const TAIL: usize = 40;
+const TAIL: usize = 200;
+/// How lines begin that only tell what cargo does: of no use after a failure.
+const CHATTER: &[&str] = &["Compiling ", "Checking ", "Downloading ", "Downloaded "];
 /// How often a running step says so where there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(30);
 
@@ -121,8 +123,12 @@ impl Step {
             if let Some(log) = &mut log {
                 writeln!(log, "{line}").context("write the log")?;
             }
-            if !line.is_empty() {
-                line.trim().clone_into(&mut lock(&self.status));
+            let text = line.trim();
+            if text.is_empty() {
+                continue;
+            }
+            text.clone_into(&mut lock(&self.status));
+            if !CHATTER.iter().any(|start| text.starts_with(start)) {
                 if tail.len() == TAIL {
                     tail.pop_front();
                 }
