@@ -548,18 +548,6 @@ impl Conn {
     pub(crate) fn is_closed(&self) -> bool {
         self.inner.close_reason().is_some()
     }
-
-    /// Completes, and closes the connection, when nothing at all has come in for `limit` although something was just sent that the
-    /// other end must acknowledge. Never completes once anything came in.
-    pub(crate) async fn give_up_when_silent(&self, clock: &dyn Clock, limit: Duration) {
-        let before = self.received();
-        clock.sleep(limit).await;
-        if self.received() == before {
-            self.close(Code::Silent, "no sign of life");
-            return;
-        }
-        std::future::pending().await
-    }
 }
 
 fn fault_of_write(error: quinn::WriteError) -> io::Error {

@@ -42,6 +42,8 @@ pub struct Settings {
     pub hedge_after: Duration,
     /// How long a store call or a request waits for a connection or a free stream.
     pub connect_wait: Duration,
+    /// A request without an answer for so long makes the server check, again and again, that the agent lives.
+    pub probe_after: Duration,
     /// How long the far end may take to acknowledge anything at all before a connection is given up.
     pub life_wait: Duration,
     /// Limit of handshakes, greetings and heads.
@@ -86,6 +88,7 @@ impl Default for Settings {
             watchdog_step: Duration::from_millis(200),
             hedge_after: Duration::from_millis(1500),
             connect_wait: Duration::from_secs(3),
+            probe_after: Duration::from_secs(1),
             life_wait: Duration::from_secs(3),
             handshake: Duration::from_secs(10),
             backoff: (Duration::from_millis(200), Duration::from_secs(10)),

@@ -213,19 +213,23 @@ impl Hub {
             })?
     }
 
-    /// Runs an exchange, and gives the connection up when the agent does not even acknowledge its head.
+    /// Runs an exchange; while its answer is awaited, checks now and then that the agent lives at all. A dead agent's
+    /// connection is closed, and the exchange fails with it.
     async fn alive<T>(
         &self,
         session: &Session,
         exchange: impl Future<Output = Result<T, TunnelError>>,
     ) -> Result<T, TunnelError> {
-        let wait = self.inner.settings.life_wait;
+        let checks = async {
+            loop {
+                self.inner.parts.clock.sleep(self.inner.settings.probe_after).await;
+                session.probe.notify_one();
+            }
+        };
         tokio::select! {
             biased;
             outcome = exchange => outcome,
-            () = session.conn.give_up_when_silent(&*self.inner.parts.clock, wait) => {
-                Err(TunnelError::lost(session.conn.peer(), "no sign of life from the other end"))
-            }
+            () = checks => Err(TunnelError::lost(session.conn.peer(), "no sign of life from the other end")),
         }
     }
 }

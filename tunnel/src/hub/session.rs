@@ -12,6 +12,7 @@ use crate::identity::Protocol;
 use crate::quic::{Conn, Ended, QuicRecv, QuicSend, StreamGuard};
 use crate::wire::{self, Drain, Hello, Welcome};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use hanse_runtime::clock::timeout;
 use hanse_runtime::supervisor::TaskKind;
 use std::sync::Arc;
@@ -28,7 +29,8 @@ pub(super) struct Session {
     pub(super) conn: Conn,
     pub(super) info: SessionInfo,
     pub(super) intents: watch::Sender<Option<Bytes>>,
-    probe: Notify,
+    /// Asks for a check that the agent lives.
+    pub(super) probe: Notify,
 }
 
 type ControlStream = (FrameWriter<QuicSend>, FrameReader<QuicRecv>);
@@ -182,6 +184,7 @@ async fn talk(hub: &Inner, session: &Session, mut writer: FrameWriter<QuicSend>)
     // One may have been set before anybody subscribed.
     intents.mark_changed();
     let mut told = false;
+    let (mut verdict, mut before) = (None, 0);
     loop {
         tokio::select! {
             changed = intents.changed() => {
@@ -200,17 +203,27 @@ async fn talk(hub: &Inner, session: &Session, mut writer: FrameWriter<QuicSend>)
                 let drain = Drain { close_in_millis, reconnect_after_millis: RECONNECT_AFTER_MILLIS };
                 wire::put(Kind::Drain, &drain, writer.buffer())?;
             }
-            () = session.probe.notified() => {
+            () = session.probe.notified(), if verdict.is_none() => {
                 frame::put(Kind::Ping, &[], writer.buffer())?;
-                writer.flush().await?;
-                let before = session.conn.received();
-                hub.parts.clock.sleep(hub.settings.life_wait).await;
+                before = session.conn.received();
+                verdict = Some(hub.parts.clock.sleep(hub.settings.life_wait));
+            }
+            () = due(&mut verdict) => {
+                verdict = None;
                 if session.conn.received() == before {
                     session.conn.close(Code::Silent, "no sign of life");
                 }
             }
         }
         writer.flush().await?;
+    }
+}
+
+/// Completes when the time has come, if there is one.
+async fn due(time: &mut Option<BoxFuture<'static, ()>>) {
+    match time {
+        Some(time) => time.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -200,7 +200,8 @@ async fn a_request_to_an_agent_that_fell_silent_fails_soon() {
         matches!(fault, TunnelError::Lost { .. }) && !fault.certainly_not_delivered(),
         "{fault}"
     );
-    assert!(took < Duration::from_secs(6), "{took:?}");
+    println!("agent silent: a request failed after {took:?}");
+    assert!(took < Duration::from_secs(12), "{took:?}");
     server.agents(&[]).await;
     let fault = server.hub.request("eu", request("/"), empty_body()).await.unwrap_err();
     assert!(fault.certainly_not_delivered());
