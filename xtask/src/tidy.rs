@@ -206,7 +206,12 @@ fn may_touch_the_world(file: &Path) -> bool {
 fn is_test_file(file: &Path) -> bool {
     let stem = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
     let folder = |name: &str| file.components().any(|part| part.as_os_str() == name);
-    folder("tests") || folder("benches") || folder("chaos-tests") || stem == "tests" || stem.ends_with("_tests")
+    folder("tests")
+        || folder("benches")
+        || folder("examples")
+        || folder("chaos-tests")
+        || stem == "tests"
+        || stem.ends_with("_tests")
 }
 
 /// An outside package that may be replaced one day is named in one file only.
