@@ -248,12 +248,25 @@ mod tests {
     fn seed() -> Seed {
         Seed {
             server: "eu-1".into(),
-            server_spec: ServerSpec { id: 1, region: "eu".into(), raft: "127.0.1.1:8444".into(), ..Default::default() },
-            admin: Some(AdminSeed { user: "admin".into(), key_id: "k1".into(), secret_sha256: "aa".into() }),
+            server_spec: ServerSpec {
+                id: 1,
+                region: "eu".into(),
+                raft: "127.0.1.1:8444".into(),
+                ..Default::default()
+            },
+            admin: Some(AdminSeed {
+                user: "admin".into(),
+                key_id: "k1".into(),
+                secret_sha256: "aa".into(),
+            }),
             clusters: vec![ClusterSeed {
                 name: "eu".into(),
                 region: "eu".into(),
-                token: Some(TokenSeed { id: "t1".into(), secret_sha256: "bb".into(), expires: START }),
+                token: Some(TokenSeed {
+                    id: "t1".into(),
+                    secret_sha256: "bb".into(),
+                    expires: START,
+                }),
             }],
         }
     }
@@ -274,7 +287,10 @@ mod tests {
         let user: User = read(&objects, USERS, "admin").await;
         assert_eq!(user.spec.groups, [GROUP_ADMINS]);
         let key: AccessKey = read(&objects, ACCESS_KEYS, "k1").await;
-        assert_eq!((key.spec.user.as_str(), key.spec.secret_sha256.as_str()), ("admin", "aa"));
+        assert_eq!(
+            (key.spec.user.as_str(), key.spec.secret_sha256.as_str()),
+            ("admin", "aa")
+        );
         let project: Project = read(&objects, PROJECTS, DEFAULT_PROJECT).await;
         assert!(project.spec.allows_cluster("anything"));
         let cluster: Cluster = read(&objects, CLUSTERS, "eu").await;
@@ -287,7 +303,10 @@ mod tests {
         moved.server_spec.raft = "127.0.1.9:8444".into();
         run(moved).await;
         let server: Server = read(&objects, SERVERS, "eu-1").await;
-        assert_eq!((server.spec.raft.as_str(), server.metadata.generation), ("127.0.1.9:8444", 2));
+        assert_eq!(
+            (server.spec.raft.as_str(), server.metadata.generation),
+            ("127.0.1.9:8444", 2)
+        );
         assert_eq!(objects.store().revision(), revision + 1);
     }
 
@@ -300,7 +319,14 @@ mod tests {
         let mut project: Project = serde_json::from_slice(&stored.value).unwrap();
         project.spec.allowed_clusters = vec![AllowedCluster { name: "eu".into() }];
         let value = encode(&project).unwrap();
-        objects.commit(vec![Op::Update { key, value, expected: stored.revision }]).await.unwrap();
+        objects
+            .commit(vec![Op::Update {
+                key,
+                value,
+                expected: stored.revision,
+            }])
+            .await
+            .unwrap();
         bootstrap(&objects, &clock, &rng, &seed()).await.unwrap();
         let project: Project = read(&objects, PROJECTS, DEFAULT_PROJECT).await;
         assert!(!project.spec.allows_cluster("us"));

@@ -24,7 +24,7 @@ use crate::controllers::{AgentHealth, Intents, Placement, TenantLifecycle};
 use crate::driver::{Driver, DriverStatus, Ended, SharedStatus};
 use crate::error::StepError;
 use crate::feed::SharedView;
-use crate::lease::{Decision, Held, LeaseWriter, Watcher, decide, preference};
+use crate::lease::{Decision, Held, LeaseWriter, STEP_DOWN_AFTER, Watcher, decide, preference};
 use crate::reconciler::{Fence, Reconciler, StepCtx};
 use crate::scope::Scope;
 
@@ -226,7 +226,13 @@ impl Coordinators {
                 tracing::warn!(%scope, "another server took the lease over");
                 self.end(&scope);
             }
-            (Some(_), Err(error)) => tracing::warn!(%scope, %error, "a lease was not renewed; tried again"),
+            (Some(held), Err(error)) => {
+                let since = self.parts.clock.mono().saturating_sub(held.renewed_at);
+                tracing::warn!(%scope, %error, ?since, "a lease was not renewed");
+                if since >= STEP_DOWN_AFTER {
+                    self.end(&scope);
+                }
+            }
             (None, Err(error)) => tracing::debug!(%scope, %error, "a lease was not taken"),
         }
     }

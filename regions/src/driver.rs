@@ -301,7 +301,6 @@ mod tests {
     use crate::testing::{START, objects};
     use crate::view::{Change, View};
     use async_trait::async_trait;
-    use hanse_runtime::clock::Clock;
     use hanse_runtime::clock::testing::ManualClock;
     use hanse_runtime::rng::SeededRng;
     use hanse_runtime::seal::Sealer;
@@ -329,7 +328,11 @@ mod tests {
         const CONCURRENCY: usize = 3;
 
         fn wakes_on(&self, _view: &View, change: &Change) -> Vec<String> {
-            if let Change::Cluster(name) = change { vec![name.clone()] } else { Vec::new() }
+            if let Change::Cluster(name) = change {
+                vec![name.clone()]
+            } else {
+                Vec::new()
+            }
         }
 
         fn keys(&self, _view: &View) -> Vec<String> {
@@ -338,7 +341,11 @@ mod tests {
 
         fn plan(&self, _view: &View, key: &String, _now: Timestamp) -> Plan<String> {
             let done = self.log.lock().done.contains(key);
-            if done { Plan::converged() } else { Plan::one("to do", key.clone()) }
+            if done {
+                Plan::converged()
+            } else {
+                Plan::one("to do", key.clone())
+            }
         }
 
         async fn step(&self, ctx: &StepCtx, step: &String) -> Result<Progress, StepError> {
@@ -382,28 +389,54 @@ mod tests {
             tenants: Arc::clone(objects.store()),
             objects,
             sealer: Sealer::from_key(&Sealer::generate(rng.as_ref())).unwrap(),
-            fence: Fence { scope: Scope::Fleet, token: 1 },
+            fence: Fence {
+                scope: Scope::Fleet,
+                token: 1,
+            },
             clock: Arc::new(clock.clone()),
             rng,
         };
         let view = Arc::new(SharedView::live(View::new(START)));
         let status = SharedStatus::default();
         let keys = keys.iter().map(|k| (*k).to_owned()).collect();
-        let reconciler = Scripted { keys, log: Arc::clone(&log) };
+        let reconciler = Scripted {
+            keys,
+            log: Arc::clone(&log),
+        };
         let driver = Driver::new(reconciler, Arc::clone(&view), ctx, Arc::clone(&status));
         let cancel = CancellationToken::new();
         let run = driver.run(cancel.clone());
-        (Stage { clock, log, view, status, cancel }, run)
+        (
+            Stage {
+                clock,
+                log,
+                view,
+                status,
+                cancel,
+            },
+            run,
+        )
     }
 
     impl Stage {
-        /// Moves time on in small steps until `condition` holds.
+        /// Runs the driver to its end while time goes on in small steps.
+        async fn drive(&self, run: impl Future<Output = Ended>) -> Ended {
+            tokio::pin!(run);
+            loop {
+                tokio::select! {
+                    biased;
+                    ended = &mut run => return ended,
+                    () = tokio::task::yield_now() => self.clock.advance(Duration::from_millis(5)),
+                }
+            }
+        }
+
+        /// Waits until `condition` holds.
         async fn until(&self, condition: impl Fn(&Log) -> bool) {
             for _ in 0..200_000 {
                 if condition(&self.log.lock()) {
                     return;
                 }
-                self.clock.advance(Duration::from_millis(5));
                 tokio::task::yield_now().await;
             }
             panic!("never happened; {:?}", self.status.lock());
@@ -417,7 +450,7 @@ mod tests {
             stage.until(|log| log.done.len() == 7).await;
             stage.cancel.cancel();
         };
-        let (ended, ()) = tokio::join!(run, watch);
+        let (ended, ()) = tokio::join!(stage.drive(run), watch);
         assert_eq!(ended, Ended::Cancelled);
         let log = stage.log.lock();
         assert_eq!((log.steps.len(), log.most_at_once), (7, 3));
@@ -430,13 +463,24 @@ mod tests {
             stage.until(|log| log.steps.len() >= 12).await;
             stage.cancel.cancel();
         };
-        let (_, ()) = tokio::join!(run, watch);
+        let (_, ()) = tokio::join!(stage.drive(run), watch);
         let log = stage.log.lock();
         assert_eq!(log.gave_up, ["bad"]);
         let first = log.steps[1].0 - log.steps[0].0;
         let last = log.steps[11].0 - log.steps[10].0;
-        assert!(first < Duration::from_millis(300) && last > Duration::from_secs(2), "{first:?} {last:?}");
-        assert!(stage.status.lock().last_error.as_ref().unwrap().contains("bad: no answer in time"));
+        assert!(
+            first < Duration::from_millis(300) && last > Duration::from_secs(2),
+            "{first:?} {last:?}"
+        );
+        assert!(
+            stage
+                .status
+                .lock()
+                .last_error
+                .as_ref()
+                .unwrap()
+                .contains("bad: no answer in time")
+        );
     }
 
     #[tokio::test]
@@ -444,21 +488,14 @@ mod tests {
         let (stage, run) = stage(&[]);
         let watch = async {
             // The change must come after the driver has begun to listen.
-            stage.until(|_| stage.status.lock().waiting == 0 && stage.view.listeners() > 0).await;
+            stage
+                .until(|_| stage.status.lock().waiting == 0 && stage.view.listeners() > 0)
+                .await;
             stage.view.update(|_| vec![Change::Cluster("a".into())]);
             stage.until(|log| log.done.contains("a")).await;
             stage.view.update(|_| vec![Change::Cluster("fenced".into())]);
         };
-        let drive = async {
-            tokio::pin!(run);
-            loop {
-                tokio::select! {
-                    ended = &mut run => return ended,
-                    () = tokio::task::yield_now() => stage.clock.advance(Duration::from_millis(5)),
-                }
-            }
-        };
-        let (ended, ()) = tokio::join!(drive, watch);
+        let (ended, ()) = tokio::join!(stage.drive(run), watch);
         assert_eq!(ended, Ended::Fenced);
     }
 }

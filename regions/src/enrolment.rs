@@ -181,10 +181,19 @@ mod tests {
         let token = issue(&objects, &rng, "eu", HOUR, START).await.unwrap();
         let (key, csr) = generate_csr("hanse://agent/us").unwrap();
         let enrolled = enrol(&objects, &ca, &token, &csr, START).await.unwrap();
-        assert_eq!((enrolled.cluster.as_str(), enrolled.ca_pem.as_str()), ("eu", ca.cert_pem()));
+        assert_eq!(
+            (enrolled.cluster.as_str(), enrolled.ca_pem.as_str()),
+            ("eu", ca.cert_pem())
+        );
         let der = load_certs(&enrolled.cert_pem).unwrap();
         let (_, cert) = X509Certificate::from_der(&der[0]).unwrap();
-        let names = cert.subject_alternative_name().unwrap().unwrap().value.general_names.clone();
+        let names = cert
+            .subject_alternative_name()
+            .unwrap()
+            .unwrap()
+            .value
+            .general_names
+            .clone();
         assert_eq!(names, [GeneralName::URI("hanse://agent/eu")]);
 
         let again = csr_for_key("again", &key).unwrap();
@@ -201,7 +210,14 @@ mod tests {
         let token = issue(&objects, &rng, "eu", HOUR, START).await.unwrap();
         let (_, csr) = generate_csr("eu").unwrap();
         let (id, _) = token.split_once('.').unwrap();
-        for bad in ["", "x", ".", "nobody.secret", &format!("{id}.wrong"), &format!("{id}/../x.y")] {
+        for bad in [
+            "",
+            "x",
+            ".",
+            "nobody.secret",
+            &format!("{id}.wrong"),
+            &format!("{id}/../x.y"),
+        ] {
             let refused = enrol(&objects, &ca, bad, &csr, START).await;
             assert!(matches!(refused, Err(EnrolError::BadToken)), "{bad}: {refused:?}");
         }
@@ -218,7 +234,10 @@ mod tests {
         let ca = Ca::generate("system", 10, START).unwrap();
         let token = issue(&objects, &rng, "eu", HOUR, START).await.unwrap();
         let ((_, a), (_, b)) = (generate_csr("a").unwrap(), generate_csr("b").unwrap());
-        let (a, b) = tokio::join!(enrol(&objects, &ca, &token, &a, START), enrol(&objects, &ca, &token, &b, START));
+        let (a, b) = tokio::join!(
+            enrol(&objects, &ca, &token, &a, START),
+            enrol(&objects, &ca, &token, &b, START)
+        );
         assert!(a.is_ok() != b.is_ok(), "{a:?} {b:?}");
         assert!(matches!(a.err().or(b.err()), Some(EnrolError::Used { .. })));
     }

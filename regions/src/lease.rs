@@ -36,8 +36,8 @@ pub const SETTLED_AFTER: Duration = Duration::from_secs(4);
 const STAGGER: Duration = Duration::from_millis(500);
 /// Longest such delay.
 const STAGGER_MAX: Duration = Duration::from_secs(5);
-/// Longest wait for the council to take a lease or a renewal.
-const COMMIT_LIMIT: Duration = Duration::from_secs(2);
+/// Longest wait for the council to take a lease or a renewal. Two renewals fit between the first that fails and the end.
+const COMMIT_LIMIT: Duration = Duration::from_millis(1500);
 
 /// How much this server is meant to hold a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -31,7 +31,6 @@ pub mod tenant_pki;
 pub mod view;
 
 #[cfg(test)]
-#[cfg(any())]
 mod scenarios;
 #[cfg(test)]
 mod testing;

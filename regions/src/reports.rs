@@ -251,12 +251,29 @@ mod tests {
     fn reports(objects: &Objects) -> (Reports, ManualClock) {
         let clock = ManualClock::new(START);
         let view = Arc::new(SharedView::new(Fixture::new().view));
-        (Reports::new(objects.clone(), view, Arc::new(clock.clone()), Arc::new(SeededRng::new(2))), clock)
+        (
+            Reports::new(
+                objects.clone(),
+                view,
+                Arc::new(clock.clone()),
+                Arc::new(SeededRng::new(2)),
+            ),
+            clock,
+        )
     }
 
     fn report(clock: &ManualClock, state: TenantState, message: &str) -> Vec<u8> {
-        let tenant = TenantReport { tenant: "t".into(), state, message: message.into(), ..Default::default() };
-        let report = AgentReport { observed_at: clock.wall(), tenants: vec![tenant], ..Default::default() };
+        let tenant = TenantReport {
+            tenant: "t".into(),
+            state,
+            message: message.into(),
+            ..Default::default()
+        };
+        let report = AgentReport {
+            observed_at: clock.wall(),
+            tenants: vec![tenant],
+            ..Default::default()
+        };
         serde_json::to_vec(&report).unwrap()
     }
 
@@ -289,10 +306,19 @@ mod tests {
         let objects = objects();
         let (reports, clock) = reports(&objects);
         let revision = objects.store().revision();
-        assert!(matches!(reports.receive("eu", b"{").await, Err(ReportError::Json { .. })));
+        assert!(matches!(
+            reports.receive("eu", b"{").await,
+            Err(ReportError::Json { .. })
+        ));
         let long = vec![b' '; REPORT_MAX + 1];
-        assert!(matches!(reports.receive("eu", &long).await, Err(ReportError::TooLarge { .. })));
-        reports.receive("nowhere", &report(&clock, TenantState::Ready, "")).await.unwrap();
+        assert!(matches!(
+            reports.receive("eu", &long).await,
+            Err(ReportError::TooLarge { .. })
+        ));
+        reports
+            .receive("nowhere", &report(&clock, TenantState::Ready, ""))
+            .await
+            .unwrap();
         assert_eq!(objects.store().revision(), revision);
     }
 }

@@ -27,10 +27,22 @@ fn region(name: &str) -> Scope {
 }
 
 async fn put(world: &World, tenant: &str, epoch: u64) -> Result<pb::TxnResponse, StoreError> {
-    let put = pb::PutRequest { key: "/registry/x".into(), value: "y".into(), ..Default::default() };
-    let op = pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) };
-    let txn = pb::TxnRequest { success: vec![op], ..Default::default() };
-    world.tenant_store().txn(&Access::tenant(tenant).with_epoch(epoch), txn).await
+    let put = pb::PutRequest {
+        key: "/registry/x".into(),
+        value: "y".into(),
+        ..Default::default()
+    };
+    let op = pb::RequestOp {
+        request: Some(pb::request_op::Request::RequestPut(put)),
+    };
+    let txn = pb::TxnRequest {
+        success: vec![op],
+        ..Default::default()
+    };
+    world
+        .tenant_store()
+        .txn(&Access::tenant(tenant).with_epoch(epoch), txn)
+        .await
 }
 
 #[tokio::test]
@@ -52,24 +64,40 @@ async fn a_tenant_is_placed_told_run_and_ready_and_then_nothing_is_written_any_m
 
     let store = world.store("demo").await.unwrap();
     let tenant = vci.metadata.uid.clone();
-    assert_eq!((store.spec.cluster.as_str(), store.spec.epoch, &store.spec.tenant), ("us", 1, &tenant));
+    assert_eq!(
+        (store.spec.cluster.as_str(), store.spec.epoch, &store.spec.tenant),
+        ("us", 1, &tenant)
+    );
     let intent = world.agents["us"].last_intent().unwrap();
     let pki = intent.tenants[0].pki.as_ref().unwrap();
     assert!(pki.ca.cert.contains("BEGIN CERTIFICATE") && pki.service_account.cert.contains("PUBLIC KEY"));
     assert_eq!(world.agents["eu"].last_intent().unwrap().tenants, []);
-    assert!(matches!(put(&world, &tenant, 0).await, Err(StoreError::Fenced { .. })), "the fence is up");
+    assert!(
+        matches!(put(&world, &tenant, 0).await, Err(StoreError::Fenced { .. })),
+        "the fence is up"
+    );
     put(&world, &tenant, 1).await.unwrap();
 
     let hosts = world.nodes["eu-1"].regions.hosts();
     assert_eq!(hosts.check("us", &tenant, 1), Ok(()));
-    assert!(matches!(hosts.check("eu", &tenant, 1), Err(HostRefusal::NotTheHost { .. })));
+    assert!(matches!(
+        hosts.check("eu", &tenant, 1),
+        Err(HostRefusal::NotTheHost { .. })
+    ));
     assert!(matches!(hosts.check("us", &tenant, 0), Err(HostRefusal::Stale { .. })));
     assert!(matches!(hosts.check("us", &tenant, 2), Err(HostRefusal::Ahead { .. })));
-    assert!(matches!(hosts.check("us", "other", 1), Err(HostRefusal::Unknown { .. })));
+    assert!(matches!(
+        hosts.check("us", "other", 1),
+        Err(HostRefusal::Unknown { .. })
+    ));
 
     let writes = world.writes();
     world.pass(Duration::from_secs(700)).await;
-    assert_eq!(world.writes(), writes, "heartbeats, resyncs and renewals of leases change no object");
+    assert_eq!(
+        world.writes(),
+        writes,
+        "heartbeats, resyncs and renewals of leases change no object"
+    );
 }
 
 #[tokio::test]
@@ -83,7 +111,11 @@ async fn no_cluster_online_is_said_and_then_mended_by_itself() {
     let vci = world.vci("demo").await.unwrap();
     assert_eq!(vci.status.phase, Phase::Pending);
     assert_eq!(condition(&vci, SCHEDULED), ("False", "NoClusterFits"));
-    assert!(vci.status.message.contains("eu: its agent is not connected"), "{}", vci.status.message);
+    assert!(
+        vci.status.message.contains("eu: its agent is not connected"),
+        "{}",
+        vci.status.message
+    );
     assert!(vci.status.message.contains("Start an agent"), "{}", vci.status.message);
     let cluster = world.cluster("eu").await;
     assert_eq!(cluster.status.reason, "NoAgentYet");
@@ -92,7 +124,10 @@ async fn no_cluster_online_is_said_and_then_mended_by_itself() {
     world.run_until_quiet().await;
     assert_eq!(world.vci("demo").await.unwrap().status.phase, Phase::Ready);
     let cluster = world.cluster("eu").await;
-    assert_eq!((cluster.status.online, cluster.status.phase.as_str()), (true, "Initialized"));
+    assert_eq!(
+        (cluster.status.online, cluster.status.phase.as_str()),
+        (true, "Initialized")
+    );
 }
 
 #[tokio::test]
@@ -135,11 +170,18 @@ async fn another_finalizer_keeps_the_object_but_not_the_tenant() {
     let held: &mut VirtualClusterInstance = &mut vci;
     held.metadata.finalizers.push("example.com/keep".into());
     let key = at("demo").key(VIRTUAL_CLUSTER_INSTANCES);
-    let op = Op::Update { key, value: encode(&vci).unwrap(), expected: revision };
+    let op = Op::Update {
+        key,
+        value: encode(&vci).unwrap(),
+        expected: revision,
+    };
     world.objects.commit(vec![op]).await.unwrap();
     world.delete_vci("demo").await;
     world.run_until_quiet().await;
-    assert_eq!(world.vci("demo").await.unwrap().metadata.finalizers, ["example.com/keep"]);
+    assert_eq!(
+        world.vci("demo").await.unwrap().metadata.finalizers,
+        ["example.com/keep"]
+    );
     assert!(world.store("demo").await.is_none());
 }
 
@@ -159,7 +201,10 @@ async fn a_dead_coordinator_is_replaced_and_takes_its_region_back() {
     assert!(taken.1 > before.1);
     assert_eq!(world.coordinators(&region("eu")), ["ap-1".to_owned()].into());
     let status = world.region("eu").await.status;
-    assert_eq!((status.coordinator.as_str(), status.coordinator_epoch), ("ap-1", taken.1));
+    assert_eq!(
+        (status.coordinator.as_str(), status.coordinator_epoch),
+        ("ap-1", taken.1)
+    );
     assert!(status.conditions.iter().any(|c| c.reason == "TakenOver"));
 
     // The stand-in does the work: reports reach it through the council, intents go out by its token.
@@ -190,7 +235,10 @@ async fn a_server_that_stops_in_good_order_lets_its_leases_go() {
     world.run_until_quiet().await;
     assert_eq!(world.lease(&Scope::Fleet).await.0, "eu-1");
     assert_eq!(world.lease(&region("ap")).await.0, "eu-1");
-    assert!(world.clock_now() - stopped < TTL + Duration::from_secs(1), "nobody waited for a lease to run out");
+    assert!(
+        world.clock_now() - stopped < TTL + Duration::from_secs(1),
+        "nobody waited for a lease to run out"
+    );
 }
 
 #[tokio::test]
@@ -204,7 +252,10 @@ async fn a_paused_coordinator_wakes_up_deposed_and_commits_nothing() {
         objects: hanse_state::objects::Objects::new(paused.council.clone()),
         tenants: paused.tenants.clone(),
         sealer: world.sealer().clone(),
-        fence: Fence { scope: region("eu"), token },
+        fence: Fence {
+            scope: region("eu"),
+            token,
+        },
         clock: hanse_runtime::clock::SystemClock::shared(),
         rng: hanse_runtime::rng::SystemRng::shared(),
     };
@@ -216,14 +267,25 @@ async fn a_paused_coordinator_wakes_up_deposed_and_commits_nothing() {
         expected: revision,
     };
     world.way("eu", Way::Paused);
-    world.until("another takes over", |w| w.coordinators(&region("eu")).contains("ap-1")).await;
+    world
+        .until("another takes over", |w| w.coordinators(&region("eu")).contains("ap-1"))
+        .await;
     assert_ne!(world.lease(&region("eu")).await.1, token);
     world.way("eu", Way::Open);
     let refused = ctx(&world).commit(vec![late()]).await;
     assert!(matches!(refused, Err(StepError::Fenced(_))), "{refused:?}");
     // The object itself had not changed: only the fence stood in the way.
-    let by_holder = StepCtx { fence: Fence { scope: region("eu"), token: world.lease(&region("eu")).await.1 }, ..ctx(&world) };
-    assert!(matches!(by_holder.commit(vec![late()]).await, Ok(Progress::Committed(_))));
+    let by_holder = StepCtx {
+        fence: Fence {
+            scope: region("eu"),
+            token: world.lease(&region("eu")).await.1,
+        },
+        ..ctx(&world)
+    };
+    assert!(matches!(
+        by_holder.commit(vec![late()]).await,
+        Ok(Progress::Committed(_))
+    ));
 }
 
 #[tokio::test]
@@ -246,17 +308,39 @@ async fn of_two_that_race_for_a_lease_one_gets_it_and_only_that_one_may_commit()
             (_, Ok(held)) => (&b, &a, held),
             _ => unreachable!(),
         };
-        assert!(matches!(loser.renew(&scope, held).await, Ok(_)), "whoever knows the token renews; names do not count");
-        let stale = crate::lease::Held { token: held.token - 1, ..held };
+        assert!(
+            matches!(loser.renew(&scope, held).await, Ok(_)),
+            "whoever knows the token renews; names do not count"
+        );
+        let stale = crate::lease::Held {
+            token: held.token - 1,
+            ..held
+        };
         assert!(matches!(winner.renew(&scope, stale).await, Err(StepError::Fenced(_))));
         let renewal = world.objects.get(&scope.renewal_key()).await.unwrap().unwrap().revision;
-        observed = Observed { lease: Some((winner.server.clone(), held.token)), renewal, ..Observed::default() };
+        observed = Observed {
+            lease: Some((winner.server.clone(), held.token)),
+            renewal,
+            ..Observed::default()
+        };
         // A holder that renews after a rival looked defeats the rival.
-        let again = winner.renew(&scope, crate::lease::Held { renewal, ..held }).await.unwrap();
-        assert!(matches!(loser.acquire(&scope, &observed).await, Err(StepError::Conflict(_))));
+        let again = winner
+            .renew(&scope, crate::lease::Held { renewal, ..held })
+            .await
+            .unwrap();
+        assert!(matches!(
+            loser.acquire(&scope, &observed).await,
+            Err(StepError::Conflict(_))
+        ));
         observed.renewal = again.renewal;
     }
-    let wrong = world.objects.commit(vec![Op::Require { key: scope.lease_key(), revision: 1 }]).await;
+    let wrong = world
+        .objects
+        .commit(vec![Op::Require {
+            key: scope.lease_key(),
+            revision: 1,
+        }])
+        .await;
     assert!(matches!(wrong, Err(ObjectError::Failed { .. })));
 }
 
@@ -264,14 +348,28 @@ async fn of_two_that_race_for_a_lease_one_gets_it_and_only_that_one_may_commit()
 async fn a_server_without_a_majority_steps_down_and_disturbs_nobody_when_it_is_back() {
     let world = World::three_regions().await;
     world.way("us", Way::Cut);
-    world.until("it steps down", |w| w.coordinators(&region("us")).iter().all(|server| server != "us-1")).await;
-    world.until("another takes over", |w| !w.coordinators(&region("us")).is_empty()).await;
+    world
+        .until("it steps down", |w| {
+            w.coordinators(&region("us")).iter().all(|server| server != "us-1")
+        })
+        .await;
+    world
+        .until("another takes over", |w| !w.coordinators(&region("us")).is_empty())
+        .await;
     world.pass(Duration::from_secs(20)).await;
     let eu = world.lease(&region("eu")).await;
     world.way("us", Way::Open);
-    world.until("it takes its own region back", |w| w.coordinators(&region("us")) == ["us-1".to_owned()].into()).await;
+    world
+        .until("it takes its own region back", |w| {
+            w.coordinators(&region("us")) == ["us-1".to_owned()].into()
+        })
+        .await;
     world.pass(Duration::from_secs(10)).await;
-    assert_eq!(world.lease(&region("eu")).await, eu, "old news made it take nothing from others");
+    assert_eq!(
+        world.lease(&region("eu")).await,
+        eu,
+        "old news made it take nothing from others"
+    );
 }
 
 #[tokio::test]
@@ -312,7 +410,10 @@ async fn one_that_still_starts_is_pending_and_says_so() {
     world.create_vci("demo", Some("eu")).await;
     world.run_until_quiet().await;
     let vci = world.vci("demo").await.unwrap();
-    assert_eq!((vci.status.phase, vci.status.reason.as_str()), (Phase::Pending, "Starting"));
+    assert_eq!(
+        (vci.status.phase, vci.status.reason.as_str()),
+        (Phase::Pending, "Starting")
+    );
     *world.cluster_online("eu").manner.lock() = Manner::Obedient;
     world.run_until_quiet().await;
     assert_eq!(world.vci("demo").await.unwrap().status.phase, Phase::Ready);

@@ -451,7 +451,14 @@ mod tests {
         let mut store = fixture.view.stores.get(&at("a")).unwrap().object.as_ref().clone();
         store.spec.cluster = "us".into();
         let value = serde_json::to_vec(&store).unwrap().into();
-        let change = fixture.view.put(TENANT_STORES, &Raw { address: at("a"), value, revision: 900 });
+        let change = fixture.view.put(
+            TENANT_STORES,
+            &Raw {
+                address: at("a"),
+                value,
+                revision: 900,
+            },
+        );
         assert_eq!(change, Some(Change::Store(at("a"), vec!["eu".into(), "us".into()])));
     }
 
@@ -469,7 +476,11 @@ mod tests {
     fn what_cannot_be_read_is_neither_there_nor_absent() {
         let mut fixture = Fixture::new();
         fixture.tenant(&vci("a"));
-        let broken = Raw { address: at("a"), value: "[]".into(), revision: 900 };
+        let broken = Raw {
+            address: at("a"),
+            value: "{".into(),
+            revision: 900,
+        };
         fixture.view.put(VIRTUAL_CLUSTER_INSTANCES, &broken);
         assert!(fixture.view.tenants.get(&at("a")).is_none() && fixture.view.tenants.is_unreadable(&at("a")));
         fixture.tenant(&vci("a"));
@@ -483,9 +494,24 @@ mod tests {
         let connected = BTreeSet::from(["eu".to_owned()]);
         assert_eq!(view.set_sessions(&connected, later), [Change::Presence("eu".into())]);
         assert_eq!(view.set_sessions(&connected, later), []);
-        assert_eq!(view.presence("eu"), Presence { connected: true, since: later });
-        assert_eq!(view.presence("us"), Presence { connected: false, since: START });
-        assert_eq!(view.set_sessions(&BTreeSet::new(), later), [Change::Presence("eu".into())]);
+        assert_eq!(
+            view.presence("eu"),
+            Presence {
+                connected: true,
+                since: later
+            }
+        );
+        assert_eq!(
+            view.presence("us"),
+            Presence {
+                connected: false,
+                since: START
+            }
+        );
+        assert_eq!(
+            view.set_sessions(&BTreeSet::new(), later),
+            [Change::Presence("eu".into())]
+        );
         assert_eq!(view.set_sessions(&BTreeSet::new(), later), []);
     }
 
@@ -493,7 +519,11 @@ mod tests {
     fn a_new_list_shows_what_went_while_nobody_watched() {
         let mut fixture = Fixture::new();
         fixture.tenant(&vci("a")).tenant(&vci("b"));
-        let kept = Raw { address: at("b"), value: Bytes::new(), revision: 1 };
+        let kept = Raw {
+            address: at("b"),
+            value: Bytes::new(),
+            revision: 1,
+        };
         let gone = fixture.view.forget_absent(&[(VIRTUAL_CLUSTER_INSTANCES, kept)]);
         assert!(gone.contains(&(VIRTUAL_CLUSTER_INSTANCES, at("a"))));
         assert!(!gone.contains(&(VIRTUAL_CLUSTER_INSTANCES, at("b"))));

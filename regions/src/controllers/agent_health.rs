@@ -285,7 +285,11 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn health(region: &str, server: &str) -> AgentHealth {
-        AgentHealth { scope: Scope::Region(region.into()), server: server.into(), token: 42 }
+        AgentHealth {
+            scope: Scope::Region(region.into()),
+            server: server.into(),
+            token: 42,
+        }
     }
 
     fn cluster_status(fixture: &Fixture, now: Timestamp) -> Result<ClusterStatus, Option<Timestamp>> {
@@ -300,13 +304,23 @@ mod tests {
     #[test]
     fn a_lost_agent_counts_after_grace_and_is_back_at_once() {
         let mut fixture = Fixture::new();
-        assert_eq!(cluster_status(&fixture, START), Err(Some(START.plus(GRACE))), "just started: wait and see");
+        assert_eq!(
+            cluster_status(&fixture, START),
+            Err(Some(START.plus(GRACE))),
+            "just started: wait and see"
+        );
         let lost = cluster_status(&fixture, START.plus(GRACE)).unwrap();
-        assert_eq!((lost.online, lost.phase.as_str(), lost.reason.as_str()), (false, "Failed", "AgentOffline"));
+        assert_eq!(
+            (lost.online, lost.phase.as_str(), lost.reason.as_str()),
+            (false, "Failed", "AgentOffline")
+        );
         let later = START.plus(GRACE * 2);
         fixture.view.set_sessions(&BTreeSet::from(["eu".to_owned()]), later);
         let back = cluster_status(&fixture, later).unwrap();
-        assert_eq!((back.online, back.phase.as_str(), back.reason.as_str()), (true, "Initialized", ""));
+        assert_eq!(
+            (back.online, back.phase.as_str(), back.reason.as_str()),
+            (true, "Initialized", "")
+        );
         fixture.cluster_with("eu", "eu", |_, status| *status = back);
         assert_eq!(cluster_status(&fixture, later), Err(None), "said once");
         fixture.view.set_sessions(&BTreeSet::new(), later);
@@ -327,11 +341,21 @@ mod tests {
         let mut fixture = Fixture::new();
         for (server, reason) in [("eu-1", "OwnServer"), ("us-1", "TakenOver")] {
             let plan = health("eu", server).plan(&fixture.view, &Subject::Region("eu".into()), START);
-            let Some(Step::Region(region, _)) = plan.steps.into_iter().next().map(|p| p.step) else { panic!() };
-            assert_eq!((region.status.coordinator.as_str(), region.status.coordinator_epoch), (server, 42));
+            let Some(Step::Region(region, _)) = plan.steps.into_iter().next().map(|p| p.step) else {
+                panic!()
+            };
+            assert_eq!(
+                (region.status.coordinator.as_str(), region.status.coordinator_epoch),
+                (server, 42)
+            );
             assert_eq!(region.status.conditions[0].reason, reason);
             fixture.put(REGIONS, &Address::global("eu"), region.as_ref());
-            assert!(health("eu", server).plan(&fixture.view, &Subject::Region("eu".into()), START).steps.is_empty());
+            assert!(
+                health("eu", server)
+                    .plan(&fixture.view, &Subject::Region("eu".into()), START)
+                    .steps
+                    .is_empty()
+            );
         }
     }
 
@@ -339,7 +363,11 @@ mod tests {
     fn what_was_observed_of_a_removed_cluster_is_forgotten_by_the_fleet() {
         let mut fixture = Fixture::new();
         fixture.observed("eu", 1, &[]);
-        let fleet = AgentHealth { scope: Scope::Fleet, server: "eu-1".into(), token: 1 };
+        let fleet = AgentHealth {
+            scope: Scope::Fleet,
+            server: "eu-1".into(),
+            token: 1,
+        };
         assert!(fleet.keys(&fixture.view).is_empty());
         fixture.view.delete(CLUSTERS, &Address::global("eu"), 900);
         let keys = fleet.keys(&fixture.view);

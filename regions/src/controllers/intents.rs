@@ -258,7 +258,9 @@ mod tests {
     use hanse_api::kinds::{ANNOTATION_SIMULATED_NODES, VIRTUAL_CLUSTER_INSTANCES};
 
     fn intents(region: &str) -> Intents {
-        Intents { scope: Scope::Region(region.into()) }
+        Intents {
+            scope: Scope::Region(region.into()),
+        }
     }
 
     fn written(fixture: &Fixture, cluster: &str) -> Option<(Vec<String>, i64)> {
@@ -277,14 +279,27 @@ mod tests {
     #[test]
     fn names_the_tenants_of_its_cluster_and_settles() {
         let mut fixture = Fixture::new();
-        assert_eq!(written(&fixture, "eu"), Some((vec![], 0)), "an empty intent is an intent");
+        assert_eq!(
+            written(&fixture, "eu"),
+            Some((vec![], 0)),
+            "an empty intent is an intent"
+        );
         assert_eq!(written(&fixture, "us"), None, "another region's");
-        fixture.tenant(&vci("b")).store("b", "eu").tenant(&vci("a")).store("a", "eu").tenant(&vci("c")).store("c", "us");
+        fixture
+            .tenant(&vci("b"))
+            .store("b", "eu")
+            .tenant(&vci("a"))
+            .store("a", "eu")
+            .tenant(&vci("c"))
+            .store("c", "us");
         assert_eq!(written(&fixture, "eu"), Some((vec!["a".into(), "b".into()], 0)));
         let revision = fixture.intent("eu", &["a", "b"]);
         assert_eq!(written(&fixture, "eu"), None);
         let mut bigger = vci("a");
-        bigger.metadata.annotations.insert(ANNOTATION_SIMULATED_NODES.into(), "9".into());
+        bigger
+            .metadata
+            .annotations
+            .insert(ANNOTATION_SIMULATED_NODES.into(), "9".into());
         fixture.tenant(&bigger);
         assert_eq!(written(&fixture, "eu"), Some((vec!["a".into(), "b".into()], revision)));
         let mut going = vci("b");
@@ -296,9 +311,17 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_not_stopped() {
         let mut fixture = Fixture::new();
-        fixture.tenant(&vci("a")).store("a", "eu").tenant(&vci("b")).store("b", "eu");
+        fixture
+            .tenant(&vci("a"))
+            .store("a", "eu")
+            .tenant(&vci("b"))
+            .store("b", "eu");
         let revision = fixture.intent("eu", &["a", "b"]);
-        let broken = Raw { address: at("b"), value: "{".into(), revision: revision + 1 };
+        let broken = Raw {
+            address: at("b"),
+            value: "{".into(),
+            revision: revision + 1,
+        };
         fixture.view.put(VIRTUAL_CLUSTER_INSTANCES, &broken);
         assert_eq!(written(&fixture, "eu"), None);
         fixture.tenant(&vci("b"));
@@ -319,12 +342,20 @@ mod tests {
         let mut fixture = Fixture::new();
         fixture.tenant(&vci("a")).store("a", "eu");
         fixture.intent("eu", &["a"]);
-        fixture.view.delete(hanse_api::kinds::CLUSTERS, &Address::global("eu"), 900);
+        fixture
+            .view
+            .delete(hanse_api::kinds::CLUSTERS, &Address::global("eu"), 900);
         let fleet = Intents { scope: Scope::Fleet };
         assert_eq!(fleet.keys(&fixture.view), ["eu"]);
         assert!(fleet.plan(&fixture.view, &"eu".into(), START).steps.is_empty());
         fixture.view.delete(hanse_api::kinds::TENANT_STORES, &at("a"), 901);
         let steps = fleet.plan(&fixture.view, &"eu".into(), START).steps;
-        assert!(matches!(steps[..], [crate::reconciler::Planned { step: Step::Remove { .. }, .. }]));
+        assert!(matches!(
+            steps[..],
+            [crate::reconciler::Planned {
+                step: Step::Remove { .. },
+                ..
+            }]
+        ));
     }
 }

@@ -207,7 +207,12 @@ fn find_host<'a>(view: &'a View, address: &Address, tenant: &VirtualClusterInsta
     })?;
     let wish = Wish {
         cluster: Some(tenant.spec.cluster_ref.cluster.clone()).filter(|c| !c.is_empty()),
-        region: tenant.metadata.annotations.get(ANNOTATION_WANTED_REGION).cloned(),
+        region: tenant
+            .metadata
+            .annotations
+            .get(ANNOTATION_WANTED_REGION)
+            .filter(|r| !r.is_empty())
+            .cloned(),
     };
     let candidates: Vec<Candidate> = view
         .clusters
@@ -336,7 +341,12 @@ mod tests {
     use hanse_api::resources::Phase;
 
     fn plan(fixture: &Fixture, name: &str) -> Vec<Step> {
-        Placement.plan(&fixture.view, &at(name), START).steps.into_iter().map(|p| p.step).collect()
+        Placement
+            .plan(&fixture.view, &at(name), START)
+            .steps
+            .into_iter()
+            .map(|p| p.step)
+            .collect()
     }
 
     fn placed_on(steps: &[Step]) -> Option<&str> {
@@ -357,15 +367,26 @@ mod tests {
     fn honours_wishes_and_policy_and_spreads() {
         let mut fixture = Fixture::new();
         let mut wants_us = vci("a");
-        wants_us.metadata.annotations.insert(ANNOTATION_WANTED_REGION.into(), "us".into());
+        wants_us
+            .metadata
+            .annotations
+            .insert(ANNOTATION_WANTED_REGION.into(), "us".into());
         let mut names_us = vci("b");
         names_us.spec.cluster_ref.cluster = "us".into();
         fixture.tenant(&vci("free")).tenant(&wants_us).tenant(&names_us);
-        assert_eq!(placed_on(&plan(&fixture, "free")), Some("eu"), "fewest tenants, then by name");
+        assert_eq!(
+            placed_on(&plan(&fixture, "free")),
+            Some("eu"),
+            "fewest tenants, then by name"
+        );
         assert_eq!(placed_on(&plan(&fixture, "a")), Some("us"));
         assert_eq!(placed_on(&plan(&fixture, "b")), Some("us"));
         fixture.tenant(&vci("old")).store("old", "eu");
-        assert_eq!(placed_on(&plan(&fixture, "free")), Some("us"), "eu has one tenant already");
+        assert_eq!(
+            placed_on(&plan(&fixture, "free")),
+            Some("us"),
+            "eu has one tenant already"
+        );
         fixture.project("default", &["eu"]);
         assert_eq!(placed_on(&plan(&fixture, "free")), Some("eu"), "only eu is allowed");
         let (reason, message) = why(&plan(&fixture, "b"));
@@ -378,24 +399,43 @@ mod tests {
         let mut fixture = Fixture::new();
         fixture.tenant(&vci("demo"));
         let steps = plan(&fixture, "demo");
-        let [Step::Host { tenant, project, .. }] = &steps[..] else { panic!("{steps:?}") };
+        let [Step::Host { tenant, project, .. }] = &steps[..] else {
+            panic!("{steps:?}")
+        };
         let host = &tenant.spec.cluster_ref;
-        assert_eq!((host.namespace.as_str(), host.virtual_cluster.as_str()), ("loft-default-v-demo", "demo"));
+        assert_eq!(
+            (host.namespace.as_str(), host.virtual_cluster.as_str()),
+            ("loft-default-v-demo", "demo")
+        );
         assert_eq!(tenant.metadata.finalizers, [FINALIZER_TENANT]);
         assert_eq!((tenant.metadata.generation, project.0.as_str()), (2, "default"));
         assert_eq!(tenant.status.phase, Phase::Pending);
-        assert!(tenant.status.conditions.iter().any(|c| c.kind == SCHEDULED && c.is_true()));
+        assert!(
+            tenant
+                .status
+                .conditions
+                .iter()
+                .any(|c| c.kind == SCHEDULED && c.is_true())
+        );
     }
 
     #[test]
     fn explains_once_and_leaves_the_rest_alone() {
         let mut fixture = Fixture::new();
-        fixture.cluster("eu", "eu", false).cluster("us", "us", false).tenant(&vci("demo"));
+        fixture
+            .cluster("eu", "eu", false)
+            .cluster("us", "us", false)
+            .tenant(&vci("demo"));
         let steps = plan(&fixture, "demo");
         let (reason, message) = why(&steps);
         assert_eq!(reason, "NoClusterFits");
-        assert!(message.contains("eu: its agent is not connected") && message.contains("Start an agent"), "{message}");
-        let [Step::Explain { tenant, .. }] = &steps[..] else { panic!("{steps:?}") };
+        assert!(
+            message.contains("eu: its agent is not connected") && message.contains("Start an agent"),
+            "{message}"
+        );
+        let [Step::Explain { tenant, .. }] = &steps[..] else {
+            panic!("{steps:?}")
+        };
         fixture.tenant(tenant);
         assert!(plan(&fixture, "demo").is_empty(), "it is said already");
         let mut gone = vci("gone");
@@ -413,7 +453,12 @@ mod tests {
         lost.metadata.namespace = Some("p-nowhere".into());
         let address = Address::new("p-nowhere", "lost");
         fixture.put(VIRTUAL_CLUSTER_INSTANCES, &address, &lost);
-        let steps: Vec<Step> = Placement.plan(&fixture.view, &address, START).steps.into_iter().map(|p| p.step).collect();
+        let steps: Vec<Step> = Placement
+            .plan(&fixture.view, &address, START)
+            .steps
+            .into_iter()
+            .map(|p| p.step)
+            .collect();
         let (reason, message) = why(&steps);
         assert_eq!(reason, "ProjectNotFound");
         assert!(message.contains("\"nowhere\""), "{message}");

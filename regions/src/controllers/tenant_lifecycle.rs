@@ -478,11 +478,18 @@ mod tests {
     const EU: &str = "eu";
 
     fn lifecycle() -> TenantLifecycle {
-        TenantLifecycle { scope: Scope::Region(EU.into()) }
+        TenantLifecycle {
+            scope: Scope::Region(EU.into()),
+        }
     }
 
     fn plan(fixture: &Fixture) -> Vec<Step> {
-        lifecycle().plan(&fixture.view, &at("demo"), START).steps.into_iter().map(|p| p.step).collect()
+        lifecycle()
+            .plan(&fixture.view, &at("demo"), START)
+            .steps
+            .into_iter()
+            .map(|p| p.step)
+            .collect()
     }
 
     /// A tenant on eu, told to its agent; the revision of that intent.
@@ -528,7 +535,11 @@ mod tests {
             fixture.observed(EU, revision, &reports);
             let status = observed(&fixture).status;
             let case = format!("{state:?}, agent {agent}");
-            assert_eq!((status.phase, status.reason.as_str(), status.online), (phase, reason, online), "{case}");
+            assert_eq!(
+                (status.phase, status.reason.as_str(), status.online),
+                (phase, reason, online),
+                "{case}"
+            );
             assert_eq!(status.observed_generation, 1, "{case}");
             let mut again = vci("demo");
             again.status = status;
@@ -551,10 +562,15 @@ mod tests {
     fn a_bad_annotation_is_named_and_the_generation_stays_behind() {
         let (mut fixture, _) = hosted();
         let mut odd = vci("demo");
-        odd.metadata.annotations.insert(ANNOTATION_SIMULATED_NODES.into(), "many".into());
+        odd.metadata
+            .annotations
+            .insert(ANNOTATION_SIMULATED_NODES.into(), "many".into());
         fixture.tenant(&odd);
         let status = observed(&fixture).status;
-        assert_eq!((status.reason.as_str(), status.observed_generation), ("InvalidAnnotation", 0));
+        assert_eq!(
+            (status.reason.as_str(), status.observed_generation),
+            ("InvalidAnnotation", 0)
+        );
         assert!(status.message.contains("simulated-nodes"), "{}", status.message);
     }
 
@@ -563,9 +579,17 @@ mod tests {
         let (mut fixture, revision) = hosted();
         fixture.observed(EU, revision, &[("demo", TenantState::Ready)]);
         delete(&mut fixture);
-        assert_eq!(observed(&fixture).status.reason, "IntentPending", "the intent still names it");
+        assert_eq!(
+            observed(&fixture).status.reason,
+            "IntentPending",
+            "the intent still names it"
+        );
         let without = fixture.intent(EU, &[]);
-        assert_eq!(observed(&fixture).status.reason, "Stopping", "the agent works by the old intent");
+        assert_eq!(
+            observed(&fixture).status.reason,
+            "Stopping",
+            "the agent works by the old intent"
+        );
         fixture.observed(EU, without, &[("demo", TenantState::Stopping)]);
         assert_eq!(observed(&fixture).status.reason, "Stopping", "something is left");
         fixture.cluster(EU, EU, false);
@@ -574,7 +598,14 @@ mod tests {
         assert!(status.message.contains("delete cluster eu"), "{}", status.message);
         fixture.cluster(EU, EU, true).observed(EU, without, &[]);
         let steps = plan(&fixture);
-        let [Step::DropSpace { tenant, epoch: 1, .. }, Step::Finish { tenant: Some(_), store: Some(_), .. }] = &steps[..]
+        let [
+            Step::DropSpace { tenant, epoch: 1, .. },
+            Step::Finish {
+                tenant: Some(_),
+                store: Some(_),
+                ..
+            },
+        ] = &steps[..]
         else {
             panic!("{steps:?}")
         };
@@ -598,8 +629,13 @@ mod tests {
         let fleet = TenantLifecycle { scope: Scope::Fleet };
         let steps = fleet.plan(&fixture.view, &at("demo"), START).steps;
         let [planned] = &steps[..] else { panic!("{steps:?}") };
-        let Step::Observe { tenant, .. } = &planned.step else { panic!("{planned:?}") };
-        assert_eq!((tenant.status.phase, tenant.status.reason.as_str()), (Phase::Failed, "ClusterNotFound"));
+        let Step::Observe { tenant, .. } = &planned.step else {
+            panic!("{planned:?}")
+        };
+        assert_eq!(
+            (tenant.status.phase, tenant.status.reason.as_str()),
+            (Phase::Failed, "ClusterNotFound")
+        );
         delete(&mut fixture);
         assert_eq!(fleet.plan(&fixture.view, &at("demo"), START).steps.len(), 2);
     }
@@ -623,9 +659,15 @@ mod tests {
         other.metadata.uid = "uid-other".into();
         fixture.tenant(&other);
         let without = fixture.intent(EU, &[]);
-        assert!(plan(&fixture).is_empty(), "waits for the agent, and says nothing on the new object");
+        assert!(
+            plan(&fixture).is_empty(),
+            "waits for the agent, and says nothing on the new object"
+        );
         fixture.observed(EU, without, &[]);
         let steps = plan(&fixture);
-        assert!(matches!(&steps[..], [Step::DropSpace { .. }, Step::Finish { tenant: None, .. }]), "{steps:?}");
+        assert!(
+            matches!(&steps[..], [Step::DropSpace { .. }, Step::Finish { tenant: None, .. }]),
+            "{steps:?}"
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
@@ -29,13 +29,20 @@ pub(crate) enum Way {
 pub(crate) struct Gate {
     inner: Arc<dyn Store>,
     way: watch::Sender<Way>,
+    /// Calls that passed the gate and are not answered yet.
+    in_flight: AtomicUsize,
     /// Transactions that changed anything but leases, over all gates.
     writes: Arc<AtomicU64>,
 }
 
 impl Gate {
     pub(crate) fn new(inner: Arc<dyn Store>, writes: Arc<AtomicU64>) -> Arc<Self> {
-        Arc::new(Self { inner, way: watch::Sender::new(Way::Open), writes })
+        Arc::new(Self {
+            inner,
+            way: watch::Sender::new(Way::Open),
+            in_flight: AtomicUsize::new(0),
+            writes,
+        })
     }
 
     pub(crate) fn set(&self, way: Way) {
@@ -46,11 +53,29 @@ impl Gate {
         *self.way.borrow() == Way::Open
     }
 
-    async fn pass(&self) -> Result<(), StoreError> {
+    /// Whether a call that passed the gate is not answered yet.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) > 0
+    }
+
+    /// Waits at the gate; the call counts as in flight as long as the answer lives.
+    async fn pass(&self) -> Result<InFlight<'_>, StoreError> {
         let mut way = self.way.subscribe();
         // The sender is in `self`, so waiting ends only by a change.
         let way = *way.wait_for(|way| *way != Way::Paused).await.unwrap();
-        if way == Way::Cut { Err(StoreError::NoLeader) } else { Ok(()) }
+        if way == Way::Cut {
+            return Err(StoreError::NoLeader);
+        }
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Ok(InFlight(&self.in_flight))
+    }
+}
+
+struct InFlight<'a>(&'a AtomicUsize);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -69,12 +94,12 @@ fn changes_more_than_leases(txn: &pb::TxnRequest) -> bool {
 #[async_trait]
 impl Store for Gate {
     async fn range(&self, access: &Access, req: pb::RangeRequest) -> Result<pb::RangeResponse, StoreError> {
-        self.pass().await?;
+        let _in_flight = self.pass().await?;
         self.inner.range(access, req).await
     }
 
     async fn txn(&self, access: &Access, req: pb::TxnRequest) -> Result<pb::TxnResponse, StoreError> {
-        self.pass().await?;
+        let _in_flight = self.pass().await?;
         let counts = changes_more_than_leases(&req);
         let answer = self.inner.txn(access, req).await?;
         if counts && answer.succeeded {
@@ -113,19 +138,26 @@ impl Store for Gate {
     }
 
     async fn watch(&self, access: &Access, req: WatchRequest) -> Result<Watch, StoreError> {
-        self.pass().await?;
+        let _in_flight = self.pass().await?;
         let inner = self.inner.watch(access, req).await?;
         let way = self.way.subscribe();
-        Ok(Watch::new(inner.created(), Box::new(GatedWatch { inner, way, opened: None })))
+        Ok(Watch::new(
+            inner.created(),
+            Box::new(GatedWatch {
+                inner,
+                way,
+                opened: None,
+            }),
+        ))
     }
 
     async fn set_fence(&self, tenant: &str, epoch: u64) -> Result<(), StoreError> {
-        self.pass().await?;
+        let _in_flight = self.pass().await?;
         self.inner.set_fence(tenant, epoch).await
     }
 
     async fn drop_space(&self, tenant: &str) -> Result<(), StoreError> {
-        self.pass().await?;
+        let _in_flight = self.pass().await?;
         self.inner.drop_space(tenant).await
     }
 

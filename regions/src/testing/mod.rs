@@ -1,13 +1,13 @@
 //! Test helpers: views made of plain objects, and a [`world::World`] of servers and agents over one store.
 
 pub(crate) mod gate;
-#[cfg(any())]
 pub(crate) mod world;
 
 use hanse_api::Timestamp;
 use hanse_api::intent::{TenantReport, TenantState};
 use hanse_api::kinds::{
-    ANNOTATION_REGION, CLUSTERS, INTENTS, KindName, PROJECTS, REGIONS, SERVERS, TENANT_STORES, VIRTUAL_CLUSTER_INSTANCES,
+    ANNOTATION_REGION, CLUSTERS, INTENTS, KindName, PROJECTS, REGIONS, SERVERS, TENANT_STORES,
+    VIRTUAL_CLUSTER_INSTANCES,
 };
 use hanse_api::meta::{Object, ObjectMeta};
 use hanse_api::resources::internal::IntentSpec;
@@ -16,7 +16,15 @@ use hanse_api::resources::{
     ClusterSpec, ClusterStatus, ProjectSpec, ProjectStatus, RegionSpec, RegionStatus, ServerSpec, ServerStatus,
     TenantStoreSpec, VirtualClusterInstance,
 };
+use hanse_runtime::clock::{SharedClock, SystemClock};
+use hanse_runtime::rng::{SharedRng, SystemRng};
+use hanse_runtime::supervisor::Supervisor;
+use hanse_state::engine::memory::MemoryEngine;
+use hanse_state::engine::{LogWriter, WriterOptions};
+use hanse_state::objects::Objects;
+use hanse_state::{GroupId, LocalParts, LocalStore, Store};
 use serde::Serialize;
+use std::sync::Arc;
 
 use crate::address::Address;
 use crate::observation::{OBSERVATIONS, ObservationSpec};
@@ -25,6 +33,26 @@ use crate::view::{Raw, View};
 /// The wall clock of a new [`hanse_runtime::clock::testing::ManualClock`].
 pub(crate) const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
+/// A council and a store of tenants, in memory.
+pub(crate) fn stores(clock: &SharedClock, rng: &SharedRng) -> (Arc<dyn Store>, Arc<dyn Store>) {
+    let writer = LogWriter::start(Arc::new(MemoryEngine::new()), WriterOptions::default()).unwrap();
+    let open = |group| {
+        let parts = LocalParts {
+            writer: writer.clone(),
+            clock: Arc::clone(clock),
+            rng: Arc::clone(rng),
+            supervisor: Supervisor::default(),
+        };
+        LocalStore::open(group, parts).unwrap() as Arc<dyn Store>
+    };
+    (open(GroupId::COUNCIL), open(GroupId::TENANTS))
+}
+
+/// An empty council.
+pub(crate) fn objects() -> Objects {
+    Objects::new(stores(&SystemClock::shared(), &SystemRng::shared()).0)
+}
+
 /// A view under construction; each object gets the next revision.
 pub(crate) struct Fixture {
     pub(crate) view: View,
@@ -32,7 +60,12 @@ pub(crate) struct Fixture {
 }
 
 pub(crate) fn meta(name: &str) -> ObjectMeta {
-    ObjectMeta { name: name.to_owned(), uid: format!("uid-{name}"), generation: 1, ..ObjectMeta::default() }
+    ObjectMeta {
+        name: name.to_owned(),
+        uid: format!("uid-{name}"),
+        generation: 1,
+        ..ObjectMeta::default()
+    }
 }
 
 pub(crate) fn object<Spec, Stat: Default>(kind: KindName, metadata: ObjectMeta, spec: Spec) -> Object<Spec, Stat> {
@@ -58,9 +91,15 @@ pub(crate) fn at(name: &str) -> Address {
 impl Fixture {
     /// Regions eu and us with a server and an online cluster each, and the default project.
     pub(crate) fn new() -> Self {
-        let mut fixture = Self { view: View::new(START), revision: 100 };
+        let mut fixture = Self {
+            view: View::new(START),
+            revision: 100,
+        };
         for region in ["eu", "us"] {
-            fixture.region(region).server(&format!("{region}-1"), region).cluster(region, region, true);
+            fixture
+                .region(region)
+                .server(&format!("{region}-1"), region)
+                .cluster(region, region, true);
         }
         fixture.project("default", &["*"]);
         fixture
@@ -69,7 +108,14 @@ impl Fixture {
     pub(crate) fn put<T: Serialize>(&mut self, kind: KindName, address: &Address, object: &T) -> i64 {
         self.revision += 1;
         let value = serde_json::to_vec(object).unwrap().into();
-        self.view.put(kind, &Raw { address: address.clone(), value, revision: self.revision });
+        self.view.put(
+            kind,
+            &Raw {
+                address: address.clone(),
+                value,
+                revision: self.revision,
+            },
+        );
         self.revision
     }
 
@@ -80,7 +126,10 @@ impl Fixture {
     }
 
     pub(crate) fn server(&mut self, name: &str, region: &str) -> &mut Self {
-        let spec = ServerSpec { region: region.into(), ..Default::default() };
+        let spec = ServerSpec {
+            region: region.into(),
+            ..Default::default()
+        };
         let server: Object<ServerSpec, ServerStatus> = object(SERVERS, meta(name), spec);
         self.put(SERVERS, &Address::global(name), &server);
         self
@@ -100,7 +149,10 @@ impl Fixture {
         shape: impl FnOnce(&mut ClusterSpec, &mut ClusterStatus),
     ) -> &mut Self {
         let mut cluster: Object<ClusterSpec, ClusterStatus> = object(CLUSTERS, meta(name), Default::default());
-        cluster.metadata.annotations.insert(ANNOTATION_REGION.into(), region.into());
+        cluster
+            .metadata
+            .annotations
+            .insert(ANNOTATION_REGION.into(), region.into());
         shape(&mut cluster.spec, &mut cluster.status);
         self.put(CLUSTERS, &Address::global(name), &cluster);
         self
@@ -108,7 +160,10 @@ impl Fixture {
 
     pub(crate) fn project(&mut self, name: &str, allowed: &[&str]) -> &mut Self {
         let allowed_clusters = allowed.iter().map(|c| AllowedCluster { name: (*c).into() }).collect();
-        let spec = ProjectSpec { allowed_clusters, ..Default::default() };
+        let spec = ProjectSpec {
+            allowed_clusters,
+            ..Default::default()
+        };
         let project: Object<ProjectSpec, ProjectStatus> = object(PROJECTS, meta(name), spec);
         self.put(PROJECTS, &Address::global(name), &project);
         self
@@ -121,7 +176,12 @@ impl Fixture {
 
     pub(crate) fn store(&mut self, name: &str, cluster: &str) -> &mut Self {
         let tenant = format!("uid-{name}");
-        let spec = TenantStoreSpec { tenant, cluster: cluster.into(), epoch: 1, sealed_pki: "sealed".into() };
+        let spec = TenantStoreSpec {
+            tenant,
+            cluster: cluster.into(),
+            epoch: 1,
+            sealed_pki: "sealed".into(),
+        };
         let store: Object<TenantStoreSpec, ()> = object(TENANT_STORES, meta(name), spec);
         self.put(TENANT_STORES, &at(name), &store);
         self
@@ -130,10 +190,16 @@ impl Fixture {
     /// The intent of `cluster` that names `tenants`, as the `intents` controller would compile it.
     pub(crate) fn intent(&mut self, cluster: &str, tenants: &[&str]) -> i64 {
         let compiled = tenants.iter().map(|name| {
-            let (vci, store) = (self.view.tenants.get(&at(name)).unwrap(), self.view.stores.get(&at(name)).unwrap());
+            let (vci, store) = (
+                self.view.tenants.get(&at(name)).unwrap(),
+                self.view.stores.get(&at(name)).unwrap(),
+            );
             crate::controllers::intents::tenant_intent(&at(name), &vci.object, &store.object)
         });
-        let spec = IntentSpec { epoch: 7, tenants: compiled.collect() };
+        let spec = IntentSpec {
+            epoch: 7,
+            tenants: compiled.collect(),
+        };
         let intent: Object<IntentSpec, ()> = object(INTENTS, meta(cluster), spec);
         self.put(INTENTS, &Address::global(cluster), &intent)
     }
@@ -149,7 +215,12 @@ impl Fixture {
                 ..Default::default()
             })
             .collect();
-        let spec = ObservationSpec { intent_epoch: 7, intent_revision: revision, tenants, ..Default::default() };
+        let spec = ObservationSpec {
+            intent_epoch: 7,
+            intent_revision: revision,
+            tenants,
+            ..Default::default()
+        };
         let observation: Object<ObservationSpec, ()> = object(OBSERVATIONS, meta(cluster), spec);
         self.put(OBSERVATIONS, &Address::global(cluster), &observation);
         self
