@@ -12,7 +12,7 @@ use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Messages and records as generated from `proto/consensus.proto`.
-#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+#[expect(missing_docs, clippy::allow_attributes_without_reason, reason = "generated code")]
 pub mod pb {
     tonic::include_proto!("hanse.consensus.v1");
 }

@@ -6,6 +6,7 @@
 //! - [`node`]: starts it all, forms the cluster, says how it is.
 //! - [`replicated_store`]: `state::Store` on any member; [`propose`] takes writes to the leader, [`read_index`] makes reads
 //!   linearizable.
+//! - [`membership`]: adding and removing servers.
 //! - [`log_store`], [`state_machine`], [`snapshot`]: what Raft keeps, on the server's one engine.
 //! - [`network`], [`service`], [`tls`]: the two sides of the Raft port.
 //! - [`codec`]: our own versioned records; openraft's serde forms are never stored or sent.
@@ -16,6 +17,7 @@ pub mod error;
 pub mod group;
 pub mod high_water;
 pub mod log_store;
+pub mod membership;
 pub mod network;
 pub mod node;
 pub mod pending;

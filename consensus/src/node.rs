@@ -24,10 +24,10 @@ use hanse_runtime::shutdown::Phase;
 use hanse_runtime::supervisor::{Supervisor, TaskKind};
 use hanse_state::engine::LogWriter;
 use hanse_state::machine::Machine;
+use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
 use openraft::storage::RaftLogStorage;
-use openraft::{ChangeMembers, ServerState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
@@ -92,6 +92,16 @@ struct Inner {
     stores: BTreeMap<GroupId, Arc<ReplicatedStore>>,
     peers: Peers,
     clock: SharedClock,
+    /// Whether Raft was stopped; held while it is being stopped.
+    stopped: tokio::sync::Mutex<bool>,
+}
+
+async fn listen(address: &str) -> Result<TcpListener, ConsensusError> {
+    let listener = TcpListener::bind(address).await;
+    listener.map_err(|source| ConsensusError::Listen {
+        address: address.to_owned(),
+        source,
+    })
 }
 
 impl fmt::Debug for Node {
@@ -121,66 +131,58 @@ impl Node {
             source,
         })?;
         let tls = Tls::new(&config.tls, &config.name)?;
-        let listener = match parts.listener {
+        let NodeParts {
+            writer,
+            supervisor,
+            clock,
+            rng,
+            listener,
+        } = parts;
+        let listener = match listener {
             Some(listener) => listener,
-            None => TcpListener::bind(&config.listen)
-                .await
-                .map_err(|source| ConsensusError::Listen {
-                    address: config.listen.clone(),
-                    source,
-                })?,
+            None => listen(&config.listen).await?,
         };
-        let peers = Peers::new(&config, tls.clone(), Arc::clone(&parts.clock));
+        let peers = Peers::new(&config, tls.clone(), Arc::clone(&clock));
         let starting = Starting {
             config: &config,
             peers: &peers,
-            writer: &parts.writer,
-            rng: &parts.rng,
-            supervisor: &parts.supervisor,
+            writer: &writer,
+            rng: &rng,
+            supervisor: &supervisor,
         };
-        let mut groups = BTreeMap::new();
-        let mut logs = BTreeMap::new();
-        for id in GROUPS {
-            let log = LogStore::open(id, parts.writer.clone(), Some(&config.data_dir))?;
-            logs.insert(id, log);
-        }
-        starting.refuse_lost_data(&mut logs).await?;
-        for (id, log) in logs {
-            groups.insert(id, starting.group(id, log).await?);
-        }
-        let groups = Arc::new(groups);
+        let groups = Arc::new(starting.groups().await?);
         let service = Service::new(
             config.id,
             config.name.clone(),
             config.version.clone(),
             Arc::clone(&groups),
         );
+        let shutdown = supervisor.shutdown_token();
         let server = Server {
             listener,
             tls: tls.server(),
-            clock: Arc::clone(&parts.clock),
-            supervisor: parts.supervisor.clone(),
-            stop: parts.supervisor.shutdown_token().phase(Phase::Flush),
+            clock: Arc::clone(&clock),
+            supervisor: supervisor.clone(),
+            stop: shutdown.phase(Phase::Flush),
         };
         // The port stays open until leadership was handed over: its phase is that of apply, not that of listeners.
-        parts
-            .supervisor
-            .spawn(TaskKind::Apply, "raft port", server.run(service));
-        let engine = parts.writer.engine();
+        supervisor.spawn(TaskKind::Apply, "raft port", server.run(service));
         let store =
-            |group: &Arc<Group>| ReplicatedStore::new(Arc::clone(group), Arc::clone(engine), Arc::clone(&parts.rng));
+            |group: &Arc<Group>| ReplicatedStore::new(Arc::clone(group), Arc::clone(writer.engine()), Arc::clone(&rng));
         let stores = groups.iter().map(|(id, group)| (*id, store(group))).collect();
+        let stopped = tokio::sync::Mutex::new(false);
         let node = Self {
             inner: Arc::new(Inner {
                 config,
                 groups,
                 stores,
                 peers,
-                clock: parts.clock,
+                clock,
+                stopped,
             }),
         };
-        let (leaving, stop) = (node.clone(), parts.supervisor.shutdown_token().phase(Phase::Consensus));
-        parts.supervisor.spawn(TaskKind::Consensus, "raft", async move {
+        let (leaving, stop) = (node.clone(), shutdown.phase(Phase::Consensus));
+        supervisor.spawn(TaskKind::Consensus, "raft", async move {
             stop.cancelled().await;
             Ok(leaving.shutdown().await?)
         });
@@ -328,35 +330,23 @@ impl Node {
     /// Adds a server, which must be running with an id that was never used: it gets the data first, then a vote. Call it at
     /// the leader of every group (see [`Node::leadership`]); elsewhere it fails and changes nothing.
     pub async fn add_member(&self, group: GroupId, id: NodeId, member: Member) -> Result<(), ConsensusError> {
-        let raft = self.raft(group)?;
-        raft.add_learner(id, member, true)
-            .await
-            .map_err(raft_fault(group, "add a server as a learner"))?;
-        let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
-        raft.change_membership(change, false)
-            .await
-            .map_err(raft_fault(group, "give a server a vote"))?;
-        Ok(())
+        self.group(group)?.add_member(id, member).await
     }
 
     /// Removes a server for good: its id is never used again. Call it at the leader of every group.
     pub async fn remove_member(&self, group: GroupId, id: NodeId) -> Result<(), ConsensusError> {
-        let raft = self.raft(group)?;
-        let change = ChangeMembers::RemoveVoters(BTreeSet::from([id]));
-        raft.change_membership(change, false)
-            .await
-            .map_err(raft_fault(group, "remove a server"))?;
-        Ok(())
+        self.group(group)?.remove_member(id).await
     }
 
-    fn raft(&self, group: GroupId) -> Result<&GroupRaft, ConsensusError> {
-        let found = self.inner.groups.get(&group).map(|group| &group.raft);
+    fn group(&self, group: GroupId) -> Result<&Group, ConsensusError> {
+        let found = self.inner.groups.get(&group).map(Arc::as_ref);
         found.ok_or_else(|| raft_fault(group, "be found")("this version has no such group"))
     }
 
     /// Hands the leadership of a group over to `to`. Nothing happens if this server does not lead it.
     pub async fn transfer_leadership(&self, group: GroupId, to: NodeId) -> Result<(), ConsensusError> {
-        self.raft(group)?
+        self.group(group)?
+            .raft
             .trigger()
             .transfer_leader(to)
             .await
@@ -366,6 +356,10 @@ impl Node {
     /// Hands leadership over where this server has it, then stops Raft. Happens by itself when the supervisor's shutdown comes
     /// to consensus; may be called again.
     pub async fn shutdown(&self) -> Result<(), ConsensusError> {
+        let mut stopped = self.inner.stopped.lock().await;
+        if std::mem::replace(&mut *stopped, true) {
+            return Ok(());
+        }
         for group in self.inner.groups.values() {
             self.hand_over(group).await;
         }
@@ -488,6 +482,22 @@ struct Starting<'a> {
 }
 
 impl Starting<'_> {
+    async fn groups(&self) -> Result<BTreeMap<GroupId, Arc<Group>>, ConsensusError> {
+        let mut logs = BTreeMap::new();
+        for id in GROUPS {
+            logs.insert(
+                id,
+                LogStore::open(id, self.writer.clone(), Some(&self.config.data_dir))?,
+            );
+        }
+        self.refuse_lost_data(&mut logs).await?;
+        let mut groups = BTreeMap::new();
+        for (id, log) in logs {
+            groups.insert(id, self.group(id, log).await?);
+        }
+        Ok(groups)
+    }
+
     /// A server without data whose id the running leader has seen data of must not come back under that id: it would
     /// count as holding entries that it lost, and might vote twice in one term.
     async fn refuse_lost_data(&self, logs: &mut BTreeMap<GroupId, LogStore>) -> Result<(), ConsensusError> {

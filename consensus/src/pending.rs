@@ -141,21 +141,19 @@ impl Waiter {
     /// Waits until it is certain what became of a proposal made in `term`. `installs` is the count from before the proposal.
     pub async fn fate(&mut self, term: u64, installs: u64) -> Fate {
         let mut progress = self.pending.progress();
-        loop {
-            let decided = progress.wait_for(|now| now.term > term || now.installs > installs);
-            tokio::select! {
-                biased;
-                outcome = &mut self.outcome => return outcome.map_or(Fate::Unknown, Fate::Applied),
-                now = decided => match now.map(|now| *now) {
-                    // Apply resolves its waiters before it reports progress, so what is not there now is not in the log.
-                    Ok(now) => return match self.outcome.try_recv() {
-                        Ok(outcome) => Fate::Applied(outcome),
-                        Err(_) if now.installs > installs => Fate::Unknown,
-                        Err(_) => Fate::Dead,
-                    },
-                    Err(_) => return Fate::Unknown,
+        let decided = progress.wait_for(|now| now.term > term || now.installs > installs);
+        tokio::select! {
+            biased;
+            outcome = &mut self.outcome => outcome.map_or(Fate::Unknown, Fate::Applied),
+            now = decided => match now.map(|now| *now) {
+                // Apply resolves its waiters before it reports progress, so what is not there now is not in the log.
+                Ok(now) => match self.outcome.try_recv() {
+                    Ok(outcome) => Fate::Applied(outcome),
+                    Err(_) if now.installs > installs => Fate::Unknown,
+                    Err(_) => Fate::Dead,
                 },
-            }
+                Err(_) => Fate::Unknown,
+            },
         }
     }
 }

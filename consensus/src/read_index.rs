@@ -87,9 +87,8 @@ impl Group {
             let left = deadline.saturating_sub(self.clock().mono());
             // Asking twice does no harm, so a silent leader is not waited for longer than an election takes.
             let limit = left.min(self.settings().election_max * 2);
-            match timeout(self.clock().as_ref(), limit, self.ask(&leader)).await {
-                Ok(Some(index)) => return Ok(index),
-                Ok(None) | Err(_) => {}
+            if let Ok(Some(index)) = timeout(self.clock().as_ref(), limit, self.ask(&leader)).await {
+                return Ok(index);
             }
             if !self.pause(&mut leadership, deadline).await {
                 return Err(if leader.leader.is_some() {

@@ -1,6 +1,7 @@
 //! Three servers and what can happen to them.
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "test code")]
 
+mod conformance;
 mod harness;
 mod partitions;
 
