@@ -17,7 +17,7 @@ use hanse_api::Timestamp;
 use hanse_runtime::clock::timeout;
 use hanse_runtime::supervisor::TaskKind;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 
@@ -30,6 +30,8 @@ pub(super) struct Link {
     pub(super) suspect: AtomicBool,
     draining: AtomicBool,
     stay_away_millis: AtomicU32,
+    // By the monotonic clock.
+    avoid_until_millis: AtomicU64,
     since: Timestamp,
     version: String,
     probe: Notify,
@@ -68,6 +70,16 @@ impl Link {
     pub(super) fn is_suspect(&self) -> bool {
         self.suspect.load(Ordering::Relaxed)
     }
+
+    /// Prefers others until then.
+    pub(super) fn avoid_until(&self, mono: Duration) {
+        let millis = u64::try_from(mono.as_millis()).unwrap_or(u64::MAX);
+        self.avoid_until_millis.store(millis, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_avoided(&self, mono: Duration) -> bool {
+        mono.as_millis() < u128::from(self.avoid_until_millis.load(Ordering::Relaxed))
+    }
 }
 
 /// Connects and greets.
@@ -101,6 +113,7 @@ pub(super) async fn connect(
         suspect: AtomicBool::new(false),
         draining: AtomicBool::new(false),
         stay_away_millis: AtomicU32::new(0),
+        avoid_until_millis: AtomicU64::new(0),
         since: dialer.parts.clock.wall(),
         version: welcome.version,
         probe: Notify::new(),

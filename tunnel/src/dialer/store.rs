@@ -19,6 +19,7 @@ use http_body_util::{BodyExt, Limited};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Largest message of a call that is kept for asking again; etcd takes 1.5 MiB.
 const UNARY_MAX: usize = 8 << 20;
@@ -26,6 +27,9 @@ const UNARY_MAX: usize = 8 << 20;
 const ATTEMPTS_MAX: usize = 3;
 /// How long a call waits for a free stream before it tries another connection.
 const STREAM_WAIT: Duration = Duration::from_secs(1);
+
+/// How long a server whose store could not serve comes after the others.
+const AVOID: Duration = Duration::from_secs(5);
 
 /// What may be done with a call whose connection fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,19 +67,42 @@ pub fn classify_call(path: &str) -> CallClass {
 struct Candidate {
     preferred: bool,
     suspect: bool,
+    avoided: bool,
     draining: bool,
     rtt: Duration,
 }
 
-/// The best of `candidates`: alive before suspect, preferred before others, near before far; never one that drains.
+/// The best of `candidates`: alive before suspect, serving before not serving, preferred before others, near before far; never
+/// one that drains.
 fn choose(candidates: &[Candidate]) -> Option<usize> {
     let usable = candidates
         .iter()
         .enumerate()
         .filter(|(_, candidate)| !candidate.draining);
     usable
-        .min_by_key(|(_, c)| (c.suspect, !c.preferred, c.rtt))
+        .min_by_key(|(_, c)| (c.suspect, c.avoided, !c.preferred, c.rtt))
         .map(|(index, _)| index)
+}
+
+/// Whether the whole answer is gRPC's UNAVAILABLE: the server is there, but its store has no leader or is behind.
+fn says_unavailable<B>(response: &http::Response<B>) -> bool {
+    response
+        .headers()
+        .get("grpc-status")
+        .is_some_and(|status| status == "14")
+}
+
+/// Completes at the next change after which no connection that was asked shows signs of life.
+async fn all_suspect(asked: &[Arc<Link>], changed: &mut watch::Receiver<u64>) {
+    loop {
+        if changed.changed().await.is_err() {
+            // The dialer is gone, and so are its connections: their calls are about to fail.
+            std::future::pending::<()>().await;
+        }
+        if asked.iter().all(|link| link.is_suspect() || link.conn.is_closed()) {
+            return;
+        }
+    }
 }
 
 impl Inner {
@@ -88,6 +115,7 @@ impl Inner {
             .map(|link| Candidate {
                 preferred: self.prefers(link),
                 suspect: link.is_suspect(),
+                avoided: link.is_avoided(self.parts.clock.mono()),
                 draining: link.is_draining(),
                 rtt: link.conn.rtt(),
             })
@@ -161,7 +189,7 @@ impl Inner {
             let link = self.pick_or_wait(&tried).await?;
             tried.insert(link.id);
             match self.attempt(&link, frame.clone(), message.clone()).await {
-                Err(error) if error.certainly_not_delivered() && tried.len() < ATTEMPTS_MAX => {
+                Err(error) if error.certainly_not_delivered() && error.retryable() && tried.len() < ATTEMPTS_MAX => {
                     tracing::debug!(server = link.server, %error, "a store call goes to the next server");
                 }
                 outcome => return outcome,
@@ -169,47 +197,47 @@ impl Inner {
         }
     }
 
-    /// The first answer of up to [`ATTEMPTS_MAX`] connections; a further one is asked when the asked ones fail, are suspect, or
-    /// let one wait.
+    /// The first good answer of up to [`ATTEMPTS_MAX`] connections; a further one is asked when the asked ones fail, are suspect,
+    /// let one wait, or say that their store cannot serve now.
     async fn read(&self, frame: BytesMut, message: Bytes) -> Result<http::Response<Body>, TunnelError> {
         let mut changed = self.changed.subscribe();
         let mut tried = BTreeSet::new();
         let mut asked: Vec<Arc<Link>> = Vec::new();
         let mut running = FuturesUnordered::new();
-        let mut failure = None;
+        let mut worse = None;
         loop {
-            if running.is_empty() {
-                match self.pick_or_wait(&tried).await {
-                    Ok(link) => asked.push(link),
-                    Err(error) => return Err(failure.unwrap_or(error)),
-                }
-            } else if asked.len() < ATTEMPTS_MAX {
-                asked.extend(self.pick(&tried));
-            }
-            if let Some(link) = asked.last().filter(|link| tried.insert(link.id)) {
-                running.push(self.attempt_owned(Arc::clone(link), frame.clone(), message.clone()));
-            }
-            // Until more must be asked, or there is an answer.
-            loop {
-                tokio::select! {
-                    biased;
-                    Some(outcome) = running.next() => match outcome {
-                        Ok(response) => return Ok(response),
-                        Err(error) if !error.retryable() => return Err(error),
-                        Err(error) if asked.len() >= ATTEMPTS_MAX && running.is_empty() => return Err(error),
-                        Err(error) => {
-                            failure = Some(error);
-                            break;
-                        }
-                    },
-                    // Fails only when the dialer is gone, and this call with it.
-                    _changed = changed.changed() => {
-                        if asked.iter().all(|link| link.is_suspect() || link.conn.is_closed()) {
-                            break;
-                        }
+            if asked.len() < ATTEMPTS_MAX {
+                let next = match (running.is_empty(), &worse) {
+                    (true, None | Some(Err(_))) => Some(self.pick_or_wait(&tried).await),
+                    // There is an answer already, if a poor one: no waiting for a connection to come up.
+                    (true, Some(Ok(_))) | (false, _) => self.pick(&tried).map(Ok),
+                };
+                match next {
+                    Some(Ok(link)) => {
+                        tried.insert(link.id);
+                        running.push(self.attempt_owned(Arc::clone(&link), frame.clone(), message.clone()));
+                        asked.push(link);
                     }
-                    () = self.parts.clock.sleep(self.settings.hedge_after), if asked.len() < 2 => break,
+                    Some(Err(error)) => return worse.unwrap_or(Err(error)),
+                    None => {}
                 }
+            }
+            if running.is_empty() {
+                return worse.unwrap_or_else(|| {
+                    Err(TunnelError::NotConnected {
+                        peer: "any server".into(),
+                    })
+                });
+            }
+            tokio::select! {
+                biased;
+                Some(outcome) = running.next() => match outcome {
+                    Err(error) if error.retryable() => worse = worse.or(Some(Err(error))),
+                    Ok(response) if says_unavailable(&response) => worse = Some(Ok(response)),
+                    answer => return answer,
+                },
+                () = all_suspect(&asked, &mut changed) => {}
+                () = self.parts.clock.sleep(self.settings.hedge_after), if asked.len() < 2 => {}
             }
         }
     }
@@ -233,6 +261,11 @@ impl Inner {
             &self.parts.supervisor,
         )
         .await
+        .inspect(|response| {
+            if says_unavailable(response) {
+                link.avoid_until(self.parts.clock.mono() + AVOID);
+            }
+        })
     }
 
     async fn open(&self, link: &Link) -> Result<(crate::quic::QuicSend, crate::quic::QuicRecv), TunnelError> {
@@ -262,19 +295,22 @@ mod tests {
     #[test]
     fn the_best_connection() {
         let ms = Duration::from_millis;
-        let c = |preferred, suspect, draining, rtt| Candidate {
-            preferred,
-            suspect,
-            draining,
+        let c = |flags: &str, rtt| Candidate {
+            preferred: flags.contains('p'),
+            suspect: flags.contains('s'),
+            avoided: flags.contains('a'),
+            draining: flags.contains('d'),
             rtt: ms(rtt),
         };
-        let cases: [(&[Candidate], Option<usize>); 6] = [
+        let cases: [(&[Candidate], Option<usize>); 8] = [
             (&[], None),
-            (&[c(false, false, false, 80), c(false, false, false, 20)], Some(1)),
-            (&[c(true, false, false, 80), c(false, false, false, 20)], Some(0)),
-            (&[c(true, true, false, 1), c(false, false, false, 20)], Some(1)),
-            (&[c(true, true, false, 1), c(false, false, true, 20)], Some(0)),
-            (&[c(true, false, true, 1)], None),
+            (&[c("", 80), c("", 20)], Some(1)),
+            (&[c("p", 80), c("", 20)], Some(0)),
+            (&[c("ps", 1), c("", 20)], Some(1)),
+            (&[c("pa", 1), c("", 20)], Some(1)),
+            (&[c("s", 1), c("a", 20)], Some(1)),
+            (&[c("ps", 1), c("d", 20)], Some(0)),
+            (&[c("pd", 1)], None),
         ];
         for (candidates, want) in cases {
             assert_eq!(choose(candidates), want, "{candidates:?}");

@@ -193,6 +193,51 @@ async fn a_server_that_drains_loses_no_call() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_store_cannot_serve_is_passed_over() {
+    let world = World::new();
+    let cut_off: StoreHandler = Box::new(|_, _| {
+        let response = Response::builder()
+            .header("server", "s1")
+            .header("tenant", "t1")
+            .header("grpc-status", "14");
+        Box::pin(async move { response.body(full_body("q")).unwrap() })
+    });
+    let one = world.server_at("s1", any_port(), cut_off);
+    let lonely = world.agent("us", &[("s1", one.address)], echo());
+    lonely.connected(2).await;
+    // With nobody else to ask, the poor answer is the answer.
+    assert_eq!(soon("read", ask(&lonely, READ)).await.unwrap(), "s1");
+    let two = world.server("s2");
+    let agent = world.agent("eu", &[("s1", one.address), ("s2", two.address)], echo());
+    agent.connected(4).await;
+    // A write is not repeated: the store may have done it all the same. But others go elsewhere for a while.
+    assert_eq!(soon("write", ask(&agent, WRITE)).await.unwrap(), "s1");
+    assert_eq!(soon("write", ask(&agent, WRITE)).await.unwrap(), "s2");
+    let agent = world.agent("ap", &[("s1", one.address), ("s2", two.address)], echo());
+    agent.connected(4).await;
+    assert_eq!(soon("read", ask(&agent, READ)).await.unwrap(), "s2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_was_turned_away_goes_to_the_next_server() {
+    let world = World::new();
+    let behind: StoreHandler = Box::new(|_, _| {
+        let error = TunnelError::NotDialed {
+            peer: "s1".into(),
+            fault: "behind".into(),
+        };
+        Box::pin(async move { crate::api::refuse(error) })
+    });
+    let one = world.server_at("s1", any_port(), behind);
+    let two = world.server("s2");
+    let agent = world.agent("eu", &[("s1", one.address), ("s2", two.address)], echo());
+    agent.connected(4).await;
+    for method in [READ, WRITE] {
+        assert_eq!(soon("call", ask(&agent, method)).await.unwrap(), "s2");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_any_server_a_call_fails_as_undelivered() {
     let mut world = World::new();
     world.settings.connect_wait = Duration::from_millis(100);
