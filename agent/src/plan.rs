@@ -76,8 +76,8 @@ pub struct Observed {
     pub socket: Option<u64>,
     /// Processes.
     pub parts: BTreeMap<Part, PartState>,
-    /// Whether the API server accepts connections.
-    pub listening: bool,
+    /// Whether the API server serves requests (`/readyz` is good).
+    pub serving: bool,
     /// Whether the tenant's directory is gone.
     pub removed: bool,
 }
@@ -164,8 +164,8 @@ fn towards(wanted: &Wanted, observed: &Observed, now: Duration) -> Plan {
         };
         if due > now {
             plan.wake = Some(plan.wake.map_or(due, |wake| wake.min(due)));
-        } else if part == Part::ApiServer || (api_runs && observed.listening) {
-            // Clients that start long before the API server listens give up and lose time in their backoff.
+        } else if part == Part::ApiServer || (api_runs && observed.serving) {
+            // Its clients would only wait, take the processor from it, and give up after ten seconds.
             plan.steps.push(Step::Start(part));
         }
     }
@@ -192,7 +192,7 @@ mod tests {
             files: Some("f1".into()),
             socket: Some(7),
             parts: parts.iter().cloned().collect(),
-            listening: true,
+            serving: true,
             removed: false,
         }
     }
@@ -217,17 +217,17 @@ mod tests {
                 None,
             ),
             (
-                "the API server does not listen yet",
+                "the API server does not serve yet",
                 wanted(&most),
                 Observed {
-                    listening: false,
+                    serving: false,
                     ..observed(&[(ApiServer, runs("v1"))])
                 },
                 vec![],
                 None,
             ),
             (
-                "it listens",
+                "it serves",
                 wanted(&most),
                 observed(&[(ApiServer, runs("v1"))]),
                 vec![Step::Start(ControllerManager), Step::Start(Scheduler)],
@@ -316,7 +316,7 @@ mod tests {
     fn carrying_out_plans_always_ends() {
         let want = wanted(&Part::ALL);
         let mut now = Observed {
-            listening: true,
+            serving: true,
             ..Observed::default()
         };
         for (wanted, rounds) in [(Some(&want), 3), (None, 4)] {

@@ -30,9 +30,9 @@ const BOOTSTRAP: Duration = Duration::from_secs(30);
 /// How a tenant's API server is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
-    /// It accepts connections.
-    pub listening: bool,
-    /// `/readyz` is good and the objects are in place.
+    /// `/readyz` is good.
+    pub serving: bool,
+    /// The objects are in place too.
     pub ready: bool,
     /// What it lacks, for people.
     pub message: String,
@@ -82,24 +82,27 @@ impl Probe {
             let wanted = self.nodes.borrow_and_update().clone();
             let mut health = self.look(&client).await;
             health.version.clone_from(&tell.borrow().version);
-            if health.ready && in_place.as_ref() != Some(&wanted) {
+            health.ready = health.serving && in_place.as_ref() == Some(&wanted);
+            if health.serving && !health.ready {
+                // Already now: its clients can be started meanwhile.
+                publish(
+                    &tell,
+                    Health {
+                        message: "its first objects are being put in".into(),
+                        ..health.clone()
+                    },
+                );
                 match self.put_in(&client, &wanted).await {
                     Ok(version) => {
                         in_place = Some(wanted);
+                        health.ready = true;
                         health.version = version;
                     }
-                    Err(error) => {
-                        health.ready = false;
-                        health.message = hanse_runtime::supervisor::chain(&error);
-                    }
+                    Err(error) => health.message = hanse_runtime::supervisor::chain(&error),
                 }
             }
             let ready = health.ready;
-            tell.send_if_modified(|told| {
-                let new = *told != health;
-                *told = health;
-                new
-            });
+            publish(&tell, health);
             let pause = if ready { POLL_READY } else { POLL_STARTING };
             tokio::select! {
                 () = self.clock.sleep(pause) => {}
@@ -109,27 +112,23 @@ impl Probe {
     }
 
     async fn look(&self, client: &Client) -> Health {
-        // Cheaper than a refused TLS handshake, and it says when clients of the API server are worth starting.
-        let listening = match timeout(&*self.clock, LOOK, TcpStream::connect(self.address)).await {
-            Ok(connected) => connected.is_ok(),
-            Err(_elapsed) => false,
-        };
-        if !listening {
+        // Says more than the error of a client that cannot connect.
+        let connected = timeout(&*self.clock, LOOK, TcpStream::connect(self.address)).await;
+        if !matches!(connected, Ok(Ok(_))) {
             return Health {
                 message: "its API server does not accept connections yet".into(),
                 ..Health::default()
             };
         }
-        let (ready, message) = match timeout(&*self.clock, LOOK, readyz(client)).await {
+        let (serving, message) = match timeout(&*self.clock, LOOK, readyz(client)).await {
             Ok(Ok(())) => (true, String::new()),
             Ok(Err(error)) => (false, describe(&error)),
             Err(elapsed) => (false, format!("its API server: {elapsed}")),
         };
         Health {
-            listening,
-            ready,
+            serving,
             message,
-            version: String::new(),
+            ..Health::default()
         }
     }
 
@@ -161,6 +160,14 @@ impl Probe {
             })
         })
     }
+}
+
+fn publish(tell: &watch::Sender<Health>, health: Health) {
+    tell.send_if_modified(|told| {
+        let new = *told != health;
+        *told = health;
+        new
+    });
 }
 
 /// A client with the tenant's admin certificate.

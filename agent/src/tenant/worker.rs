@@ -158,7 +158,7 @@ impl Worker {
     async fn round(&mut self, desired: Option<&TenantIntent>) -> Result<Option<Duration>, AgentError> {
         loop {
             let rendered = desired.map(|intent| self.render(intent)).transpose()?;
-            self.observed.listening = self.health().listening;
+            self.observed.serving = self.health().serving;
             self.end_turn();
             let plan = plan(
                 rendered.as_ref().map(|r| &r.wanted),
@@ -621,16 +621,17 @@ impl Worker {
             return (TenantState::Failed, ended);
         }
         let waits = self.turn.is_none() && !self.running.contains_key(&Part::ApiServer) && ended.is_empty();
-        let message = match (ended.is_empty(), waits) {
-            (false, _) => ended,
-            (true, true) => "waits until other tenants of this host are up".into(),
-            (true, false) => health.message.clone(),
+        let message = match (ended.is_empty(), waits, health.message.is_empty()) {
+            (false, _, _) => ended,
+            (true, true, _) => "waits until other tenants of this host are up".into(),
+            (true, false, true) => "its API server is being started".into(),
+            (true, false, false) => health.message.clone(),
         };
         (TenantState::Starting, message)
     }
 }
 
-/// The last line of a log, to be quoted.
+/// The last line of a log, to be quoted, if it tells of a failure.
 fn last_line(path: &std::path::Path) -> String {
     use std::io::{Read, Seek, SeekFrom};
     let tail = || -> std::io::Result<String> {
@@ -642,7 +643,14 @@ fn last_line(path: &std::path::Path) -> String {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
     let text = tail().unwrap_or_default();
-    let line = text.lines().rev().find(|line| !line.trim().is_empty());
+    let fatal = |line: &&str| {
+        // Errors of klog begin with `E` or `F` and the date.
+        let klog = line.starts_with(['E', 'F']) && line.as_bytes().get(1).is_some_and(u8::is_ascii_digit);
+        klog || ["Error", "error", "panic", "fatal"]
+            .iter()
+            .any(|word| line.starts_with(word))
+    };
+    let line = text.lines().rev().find(|line| !line.trim().is_empty()).filter(fatal);
     line.map(|line| format!(": {}", line.chars().take(QUOTE_MAX).collect::<String>()))
         .unwrap_or_default()
 }
