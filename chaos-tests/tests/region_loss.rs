@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 /// What the issue asks for.
 const RECOVERY: Duration = Duration::from_secs(3);
-/// Acknowledgements before and after each fault.
-const SOME: usize = 15;
+/// Acknowledgements before and after each fault: of clients with a kept connection, and of kubectl, which is slower.
+const SOME: usize = 30;
+const FEW: usize = 4;
 const MANAGEMENT: &str = "hanse_management";
 
 fn outcome<T>(result: kube::Result<T>) -> Outcome {
@@ -101,15 +102,15 @@ async fn project_names(world: &World, context: &str) -> Result<Vec<String>> {
 }
 
 /// Kills the server of `region`, sees everything go on, and brings it back.
-async fn lose(world: &World, what: &str, region: &str, loads: &mut [&mut Load]) -> Result<()> {
-    for load in loads.iter_mut() {
-        load.more(SOME).await?;
+async fn lose(world: &World, what: &str, region: &str, loads: &mut [(&mut Load, usize)]) -> Result<()> {
+    for (load, count) in loads.iter_mut() {
+        load.more(*count).await?;
     }
     let server = world.process("server", region)?;
     let fault = Instant::now();
     server.kill()?;
-    for load in loads.iter_mut() {
-        load.more(SOME).await?;
+    for (load, count) in loads.iter_mut() {
+        load.more(*count).await?;
         load.judge(what, fault, RECOVERY)?;
     }
     let begun = Instant::now();
@@ -127,11 +128,23 @@ async fn clients_go_on_when_a_server_dies() -> Result<()> {
     let watcher = Watcher::start(tenant.clone()).await?;
     let (mut w, mut m) = (tenant_writes(&tenant), management_writes(&management));
     let mut k = kubectl_writes(&world, &context);
-    lose(&world, "server eu killed", "eu", &mut [&mut w, &mut m, &mut k]).await?;
+    lose(
+        &world,
+        "server eu killed",
+        "eu",
+        &mut [(&mut w, SOME), (&mut m, SOME), (&mut k, FEW)],
+    )
+    .await?;
     for (group, name) in [(0, "council"), (1, "tenant store")] {
         let leader = world.leader(group)?;
         let what = format!("leader of the {name} ({leader}) killed");
-        lose(&world, &what, &leader, &mut [&mut w, &mut m, &mut k]).await?;
+        lose(
+            &world,
+            &what,
+            &leader,
+            &mut [(&mut w, SOME), (&mut m, SOME), (&mut k, FEW)],
+        )
+        .await?;
     }
     let (w, m, k) = (w.stop().await?, m.stop().await?, k.stop().await?);
     watcher

@@ -8,8 +8,8 @@ use hanse_runtime::supervisor::chain;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-/// For kube-apiserver to end its requests.
-pub(crate) const GRACE: Duration = Duration::from_secs(10);
+/// For kube-apiserver to end its requests. Its store is gone by then, so it cannot end much; its data is safe elsewhere.
+pub(crate) const GRACE: Duration = Duration::from_secs(3);
 
 /// Ends all processes of tenants in `region`, with `grace` to end by themselves; gives their number.
 pub(crate) async fn stop(layout: &Layout, region: &str, grace: Duration, clock: &dyn Clock) -> Result<usize> {
