@@ -13,12 +13,14 @@ use crate::apiserver::{self, ApiRequest};
 use crate::authn::{Identity, impersonate};
 use crate::body::{Body, Response};
 use crate::meters::Counted;
+use crate::proxy::path::RequestInfo;
 use crate::proxy::{self, Proxied, Upstream};
 use crate::query::Query;
 use crate::rights::{OwnedTarget, Right};
 use crate::router::{Probe, Route, route};
 use crate::{Inner, answer, authz, ops};
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use hanse_api::access::{Principal, Target};
 use hanse_api::status::{Reason, Status};
 use hanse_runtime::clock::timeout;
@@ -75,7 +77,7 @@ async fn admit(
     if route.is_public() {
         return public(&inner, &request, &route);
     }
-    let _permit = Arc::clone(&inner.requests)
+    let permit = Arc::clone(&inner.requests)
         .try_acquire_owned()
         .map_err(|_| inner.too_many())?;
     let identity = inner.authenticator.authenticate(request.headers()).await?;
@@ -94,6 +96,7 @@ async fn admit(
                     identity,
                     principal,
                     upstream,
+                    permit,
                     rest: &rest,
                 },
                 request,
@@ -110,6 +113,7 @@ async fn admit(
                     identity,
                     principal,
                     upstream,
+                    permit,
                     rest: &rest,
                 },
                 request,
@@ -162,34 +166,7 @@ async fn management(
     let query =
         Query::parse(head.uri.query().unwrap_or_default()).map_err(|e| Box::new(Status::new(Reason::BadRequest, e)))?;
     let info = apiserver::info(&head.method, path, &query)?;
-    let long = info.is_resource && info.verb == "watch";
-    let end = if long {
-        let target = OwnedTarget::Resource {
-            group: info.group.clone(),
-            resource: info.resource.clone(),
-            namespace: info.namespace.clone(),
-            name: info.name.clone(),
-        };
-        let impersonated = (principal != identity.principal).then(|| principal.clone());
-        let right = Right {
-            identity: identity.clone(),
-            impersonated,
-            verbs: vec![info.verb.clone()],
-            target,
-        };
-        let (place, inner) = (inner.place()?, Arc::clone(&inner));
-        async move {
-            // Held as long as the watch, which holds this future.
-            let _place = place;
-            tokio::select! {
-                () = right.ended(Arc::clone(&inner)) => {}
-                () = inner.drain() => {}
-            }
-        }
-        .boxed()
-    } else {
-        futures::future::pending().boxed()
-    };
+    let end = watch_end(&inner, &info, &identity, &principal)?;
     let request = ApiRequest {
         method: &head.method,
         path,
@@ -215,4 +192,38 @@ async fn management(
         );
         Err(Box::new(Status::new(Reason::Timeout, message)))
     })
+}
+
+/// Completes when a watch must end early. It holds the watch's place among the long-running requests.
+fn watch_end(
+    inner: &Arc<Inner>,
+    info: &RequestInfo,
+    identity: &Identity,
+    principal: &Principal,
+) -> Result<BoxFuture<'static, ()>, Box<Status>> {
+    if !info.is_resource || info.verb != "watch" {
+        return Ok(futures::future::pending().boxed());
+    }
+    let target = OwnedTarget::Resource {
+        group: info.group.clone(),
+        resource: info.resource.clone(),
+        namespace: info.namespace.clone(),
+        name: info.name.clone(),
+    };
+    let impersonated = (*principal != identity.principal).then(|| principal.clone());
+    let right = Right {
+        identity: identity.clone(),
+        impersonated,
+        verbs: vec![info.verb.clone()],
+        target,
+    };
+    let (place, inner) = (inner.place()?, Arc::clone(inner));
+    let end = async move {
+        let _place = place;
+        tokio::select! {
+            () = right.ended(Arc::clone(&inner)) => {}
+            () = inner.drain() => {}
+        }
+    };
+    Ok(end.boxed())
 }

@@ -47,7 +47,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 10_000,
-            requests: 2_000,
+            requests: 1_000,
             streams: 20_000,
             body: 3 * 1024 * 1024,
             handshake: Duration::from_secs(10),

@@ -57,13 +57,11 @@ impl Backend {
             .map_err(|_| too_large_version(revision, store.revision()))
     }
 
-    /// Refuses with 409 while an object of `kind` satisfies `uses`.
+    /// Refuses with 409 while an object of `kind` satisfies `uses`; `refusal` says what it is about.
     pub(crate) async fn refuse_while_used(
         &self,
         kind: &KindName,
-        what: &str,
-        name: &str,
-        why: &str,
+        refusal: &str,
         uses: impl Fn(&Value) -> bool + Send,
     ) -> Result<(), Box<Status>> {
         let mut page = Page {
@@ -83,10 +81,7 @@ impl Backend {
                     } else {
                         format!("{}/", stored.namespace)
                     };
-                    let message = format!(
-                        "{what} {name:?} still {why} ({namespaced}{}); delete them first",
-                        stored.name
-                    );
+                    let message = format!("{refusal} ({namespaced}{}); delete them first", stored.name);
                     return Err(Box::new(Status::new(Reason::Conflict, message)));
                 }
             }

@@ -56,7 +56,7 @@ pub(crate) async fn read(backend: &Backend, call: &Call<'_>) -> Result<(Stored, 
 /// `GET` of a collection.
 pub(crate) async fn list(backend: &Backend, call: &Call<'_>) -> Result<Response, Box<Status>> {
     let shaper = call.shaper()?;
-    let options = ListOptions::read(&call.query, false)?;
+    let options = ListOptions::read(call.query, false)?;
     let listed = collect(backend, call.kind, call.namespace_filter(), &options, call.caller()).await?;
     Ok(answer::json(
         StatusCode::OK,

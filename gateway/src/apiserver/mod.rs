@@ -4,6 +4,7 @@ pub(crate) mod backend;
 mod create;
 mod delete;
 mod discovery;
+mod keys;
 mod list;
 mod negotiation;
 pub(crate) mod object;
@@ -22,6 +23,7 @@ use crate::body::{self, Body, Response};
 use crate::kinds::{self, Caller, Kind};
 use crate::proxy::path::{self, RequestInfo};
 use crate::query::Query;
+use crate::router::Probe;
 use crate::{answer, authz, ops};
 use backend::Backend;
 use futures::future::BoxFuture;
@@ -115,7 +117,7 @@ pub(crate) async fn serve(backend: &Backend, request: ApiRequest<'_>) -> Result<
             &Target::Path(&info.path),
         )
         .await?;
-        return documents(&info.path, &request);
+        return documents(backend, &info.path, &request);
     }
     if info.deeper || (info.verb == "watch" && !request.query.flag("watch")) {
         return Err(unknown());
@@ -201,13 +203,15 @@ fn dry_run(query: &Query) -> Result<bool, Box<Status>> {
     }
 }
 
-fn documents(path: &str, request: &ApiRequest<'_>) -> Result<Response, Box<Status>> {
+fn documents(backend: &Backend, path: &str, request: &ApiRequest<'_>) -> Result<Response, Box<Status>> {
     if !matches!(request.method.as_str(), "GET" | "HEAD") {
         return Err(not_allowed());
     }
     let json = |value: &Value| Ok(answer::json(StatusCode::OK, value));
     match path.trim_end_matches('/') {
         "/version" => return json(&ops::version()),
+        "/healthz" | "/livez" => return Ok(health(backend, Probe::Live, request.query)),
+        "/readyz" => return Ok(health(backend, Probe::Ready, request.query)),
         "/openapi/v3" => return json(&openapi::index()),
         "/openapi/v2" => {
             // kubectl asks for protobuf here and gets on without; it must not be given JSON instead.
@@ -229,6 +233,11 @@ fn documents(path: &str, request: &ApiRequest<'_>) -> Result<Response, Box<Statu
             .insert(CONTENT_TYPE, HeaderValue::from_static(discovery::AGGREGATED));
     }
     Ok(response)
+}
+
+/// The probes once more, below the address that a kubeconfig holds; `draining` is the front door's to say.
+fn health(backend: &Backend, probe: Probe, query: &Query) -> Response {
+    ops::health(probe, backend.objects.store().as_ref(), false, query.flag("verbose"))
 }
 
 /// Removes members that are null: Kubernetes takes them for absent, and Go clients send many.

@@ -9,8 +9,9 @@ use serde_json::{Map, Value};
 const MAX_OPERATIONS: usize = 10_000;
 /// Most bytes that the copies of one JSON patch may add.
 const MAX_COPIED: usize = 3 * 1024 * 1024;
-/// Deepest nesting that a merge patch may have.
-const MAX_DEPTH: usize = 64;
+/// Deepest nesting of what a patch makes, as deep as a body may be. Deeper values would exhaust the stack of whoever
+/// writes or drops them.
+const MAX_DEPTH: usize = 128;
 
 /// A patch, read but not yet applied.
 #[derive(Clone, Debug)]
@@ -140,10 +141,22 @@ fn failed(message: String) -> Box<Status> {
 
 fn step(doc: &mut Value, operation: &Operation, copied: &mut usize) -> Result<(), Box<Status>> {
     let missing = |path: &str| failed(format!("path {path:?} does not exist"));
+    let too_deep = |path: &str, value: &Value| {
+        let deep = path.matches('/').count() + depth(value) > MAX_DEPTH;
+        if deep {
+            Err(failed(format!("{path:?} is nested deeper than {MAX_DEPTH} levels")))
+        } else {
+            Ok(())
+        }
+    };
     match operation {
-        Operation::Add { path, value } => add(doc, path, value.clone()),
+        Operation::Add { path, value } => {
+            too_deep(path, value)?;
+            add(doc, path, value.clone())
+        }
         Operation::Remove { path } => remove(doc, path).map(|_| ()),
         Operation::Replace { path, value } => {
+            too_deep(path, value)?;
             *doc.pointer_mut(path).ok_or_else(|| missing(path))? = value.clone();
             Ok(())
         }
@@ -157,6 +170,7 @@ fn step(doc: &mut Value, operation: &Operation, copied: &mut usize) -> Result<()
         }
         Operation::Copy { from, path } => {
             let value = doc.pointer(from).ok_or_else(|| missing(from))?.clone();
+            too_deep(path, &value)?;
             *copied += value.to_string().len();
             if *copied > MAX_COPIED {
                 let message = format!("the copies of the patch add more than {MAX_COPIED} bytes");
@@ -169,8 +183,18 @@ fn step(doc: &mut Value, operation: &Operation, copied: &mut usize) -> Result<()
                 return Err(failed(format!("{from:?} cannot be moved into itself")));
             }
             let value = remove(doc, from)?;
+            too_deep(path, &value)?;
             add(doc, path, value)
         }
+    }
+}
+
+/// Levels of a value; what this is asked of is bounded by [`MAX_DEPTH`] or by the parser.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
+        Value::Array(list) => 1 + list.iter().map(depth).max().unwrap_or(0),
+        _ => 0,
     }
 }
 
@@ -324,6 +348,20 @@ mod tests {
                 .code,
             413
         );
+    }
+
+    /// Each round wraps the document once more.
+    #[test]
+    fn what_a_patch_makes_is_not_deeper_than_a_body_may_be() {
+        let mut rounds = vec![json!({"op":"add","path":"/a","value":{}})];
+        for _ in 0..200 {
+            rounds.push(json!({"op":"add","path":"/b","value":{}}));
+            rounds.push(json!({"op":"move","from":"/a","path":"/b/x"}));
+            rounds.push(json!({"op":"move","from":"/b","path":"/a"}));
+        }
+        assert_eq!(patched(JSON, json!({}), &json!(rounds)).unwrap_err().code, 422);
+        let fine = json!(rounds[..301]);
+        assert!(depth(&patched(JSON, json!({}), &fine).unwrap()) > 100);
     }
 
     #[test]

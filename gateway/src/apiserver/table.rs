@@ -73,7 +73,7 @@ impl Shaper {
             Form::Objects | Form::Discovery => self.typed(value),
             Form::Table(version) => {
                 let meta = json!({ "resourceVersion": object::meta_text(&value, "resourceVersion") });
-                self.table(version, meta, vec![value], true, now)
+                self.table(version, meta, vec![self.row(version, value, now)], true)
             }
             Form::Metadata(version) => partial(&value, version),
         }
@@ -84,7 +84,7 @@ impl Shaper {
         match self.form {
             Form::Table(version) => {
                 let meta = json!({ "resourceVersion": object::meta_text(&value, "resourceVersion") });
-                self.table(version, meta, vec![value], first, now)
+                self.table(version, meta, vec![self.row(version, value, now)], first)
             }
             Form::Objects | Form::Discovery | Form::Metadata(_) => self.one(value, now),
         }
@@ -102,7 +102,12 @@ impl Shaper {
             Form::Table(version) => {
                 bare["metadata"]["creationTimestamp"] = Value::Null;
                 let list_meta = json!({ "resourceVersion": revision.to_string() });
-                self.table(version, list_meta, vec![bare], false, Timestamp::default())
+                self.table(
+                    version,
+                    list_meta,
+                    vec![self.row(version, bare, Timestamp::default())],
+                    false,
+                )
             }
             Form::Metadata(version) => partial(&bare, version),
             Form::Objects | Form::Discovery => self.typed(bare),
@@ -119,7 +124,10 @@ impl Shaper {
                 "metadata": meta.json(),
                 "items": items.into_iter().map(|i| self.typed(i)).collect::<Vec<_>>(),
             }),
-            Form::Table(version) => self.table(version, meta.json(), items, true, now),
+            Form::Table(version) => {
+                let rows = items.into_iter().map(|item| self.row(version, item, now)).collect();
+                self.table(version, meta.json(), rows, true)
+            }
             Form::Metadata(version) => json!({
                 "kind": "PartialObjectMetadataList",
                 "apiVersion": format!("meta.k8s.io/{version}"),
@@ -129,8 +137,7 @@ impl Shaper {
         }
     }
 
-    fn table(&self, version: &str, meta: Value, items: Vec<Value>, headed: bool, now: Timestamp) -> Value {
-        let rows: Vec<Value> = items.into_iter().map(|item| self.row(version, item, now)).collect();
+    fn table(&self, version: &str, meta: Value, rows: Vec<Value>, headed: bool) -> Value {
         let columns = if headed { self.columns() } else { Vec::new() };
         json!({
             "kind": "Table",

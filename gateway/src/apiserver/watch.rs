@@ -37,7 +37,7 @@ pub(crate) async fn watch(
     end: BoxFuture<'static, ()>,
 ) -> Result<Response, Box<Status>> {
     let shaper = call.shaper()?;
-    let options = ListOptions::read(&call.query, true)?;
+    let options = ListOptions::read(call.query, true)?;
     let mut watcher = Watcher {
         backend: backend.clone(),
         shaper,

@@ -57,14 +57,9 @@ impl Kind for Clusters {
 
     async fn admit_delete(&self, backend: &Backend, old: &Stored, _object: &Value) -> Result<Vec<Op>, Box<Status>> {
         let hosted = |tenant: &Value| tenant["spec"]["clusterRef"]["cluster"] == old.name.as_str();
+        let refusal = format!("cluster {:?} still hosts tenant clusters", old.name);
         backend
-            .refuse_while_used(
-                &VIRTUAL_CLUSTER_INSTANCES,
-                "cluster",
-                &old.name,
-                "hosts tenant clusters",
-                hosted,
-            )
+            .refuse_while_used(&VIRTUAL_CLUSTER_INSTANCES, &refusal, hosted)
             .await?;
         Ok(Vec::new())
     }

@@ -36,9 +36,8 @@ impl Kind for Regions {
 
     async fn admit_delete(&self, backend: &Backend, old: &Stored, _object: &Value) -> Result<Vec<Op>, Box<Status>> {
         let there = |cluster: &Value| cluster["metadata"]["annotations"][ANNOTATION_REGION] == old.name.as_str();
-        backend
-            .refuse_while_used(&CLUSTERS, "region", &old.name, "has connected clusters", there)
-            .await?;
+        let refusal = format!("region {:?} still has connected clusters", old.name);
+        backend.refuse_while_used(&CLUSTERS, &refusal, there).await?;
         Ok(Vec::new())
     }
 }

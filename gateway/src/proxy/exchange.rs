@@ -22,9 +22,12 @@ use std::time::Duration;
 /// Longest pause before a request is sent again.
 const PAUSE: Duration = Duration::from_millis(200);
 
-pub(super) async fn serve(inner: Arc<Inner>, route: Route, body: Body) -> Result<Response, Box<Status>> {
+pub(super) async fn serve(inner: Arc<Inner>, mut route: Route, body: Body) -> Result<Response, Box<Status>> {
     let long = route.info.long_running();
     let place = if long { Some(inner.place()?) } else { None };
+    if long {
+        route.permit = None;
+    }
     let body = Repeatable::new(body);
     let sent = send(&inner, &route, &body);
     let answer = if long {
@@ -38,7 +41,7 @@ pub(super) async fn serve(inner: Arc<Inner>, route: Route, body: Body) -> Result
     };
     let (head, answer_body) = answer.into_parts();
     refuse_answer(&route, head.status, &head.headers)?;
-    let end = stream_end(&inner, &route.right, &route.info);
+    let end = long.then(|| stream_end(&inner, &route.right, &route.info));
     Ok(answered(head.status, &head.headers, answer_body, end, place))
 }
 
@@ -158,12 +161,12 @@ fn answered(
     status: StatusCode,
     headers: &HeaderMap,
     body: hanse_tunnel::Body,
-    end: BoxFuture<'static, End>,
+    end: Option<BoxFuture<'static, End>>,
     place: Option<Place>,
 ) -> Response {
     let body = Guarded {
         body,
-        end: Some(end),
+        end,
         place,
         over: false,
     };

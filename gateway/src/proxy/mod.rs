@@ -34,6 +34,7 @@ use path::RequestInfo;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Life of an assertion: long enough for two attempts and for clocks that differ a little.
 const ASSERTION_LIFE: Duration = Duration::from_secs(30);
@@ -55,6 +56,8 @@ pub(crate) struct Proxied<'a> {
     /// Who it runs as.
     pub(crate) principal: Principal,
     pub(crate) upstream: Upstream,
+    /// Place among the short requests; given back when it turns out to be a long one.
+    pub(crate) permit: OwnedSemaphorePermit,
     /// Path below that of the API server, as it came.
     pub(crate) rest: &'a str,
 }
@@ -68,6 +71,8 @@ pub(super) struct Route {
     /// For messages.
     pub(super) what: String,
     pub(super) right: Right,
+    /// Place among the short requests.
+    pub(super) permit: Option<OwnedSemaphorePermit>,
 }
 
 pub(super) fn bad(message: impl Into<String>) -> Box<Status> {
@@ -133,6 +138,7 @@ pub(crate) async fn serve(call: Proxied<'_>, mut request: Request<Body>) -> Resu
         what: describe(&call.upstream),
         info,
         right,
+        permit: Some(call.permit),
     };
     match protocol {
         Some(protocol) if route.info.may_upgrade() => {
@@ -223,7 +229,11 @@ fn host(stored: &Stored) -> Result<Option<(String, Target)>, Box<Status>> {
         ))
     })?;
     let spec = store.spec;
-    Ok((!spec.cluster.is_empty()).then(|| (spec.cluster, Target::Tenant { id: spec.tenant })))
+    Ok(if spec.cluster.is_empty() {
+        None
+    } else {
+        Some((spec.cluster, Target::Tenant { id: spec.tenant }))
+    })
 }
 
 /// Why a tenant cluster has no host here: it does not exist, is not placed yet, or this server has not heard of it.

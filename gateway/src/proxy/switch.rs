@@ -37,11 +37,12 @@ const SWITCH_HEADERS: [HeaderName; 4] = [
 
 pub(super) async fn serve(
     inner: Arc<Inner>,
-    route: Route,
+    mut route: Route,
     protocol: Protocol,
     client: OnUpgrade,
 ) -> Result<Response, Box<Status>> {
     let place = inner.place()?;
+    route.permit = None;
     let limit = inner.parts.limits.proxy_head;
     let asked = timeout(inner.parts.clock.as_ref(), limit, ask(&inner, &route)).await;
     match asked.unwrap_or_else(|_| Err(late(&route, limit)))? {

@@ -84,7 +84,6 @@ impl Kubectl {
         (output.status.success(), text)
     }
 
-    #[track_caller]
     async fn good(&self, args: &[&str]) -> String {
         let (good, text) = self.run(args).await;
         assert!(good, "kubectl {args:?}: {text}");
