@@ -30,26 +30,35 @@ pub struct Events {
 }
 
 impl Events {
-    fn admit(&self, cluster: &str, head: &StoreHead) -> Result<(), StoreError> {
-        let regions = self.regions.get().ok_or(StoreError::Stopped)?;
-        regions
-            .hosts()
-            .check(cluster, &head.tenant, head.epoch)
-            .map_err(|refusal| {
-                tracing::warn!(cluster, tenant = head.tenant, %refusal, "a store call was refused");
-                match refusal {
-                    // This server may only be behind; the caller tries again or elsewhere.
-                    HostRefusal::Unknown { .. } | HostRefusal::Ahead { .. } => StoreError::NoLeader,
-                    HostRefusal::NotTheHost { .. } | HostRefusal::Stale { .. } => {
-                        let current = regions.hosts().host(&head.tenant).map_or(0, |(_, epoch)| epoch);
-                        StoreError::Fenced {
-                            tenant: head.tenant.clone(),
-                            epoch: head.epoch,
-                            fence: current,
-                        }
-                    }
-                }
-            })
+    /// Whether this cluster hosts that tenant; otherwise the answer that refuses the call.
+    fn admit(&self, cluster: &str, head: &StoreHead) -> Result<(), Box<http::Response<Body>>> {
+        let elsewhere = |fault: String| {
+            let error = TunnelError::NotDialed {
+                peer: "this server".to_owned(),
+                fault,
+            };
+            Box::new(hanse_tunnel::refuse(error))
+        };
+        let Some(regions) = self.regions.get() else {
+            return Err(elsewhere("it is starting".to_owned()));
+        };
+        let Err(refusal) = regions.hosts().check(cluster, &head.tenant, head.epoch) else {
+            return Ok(());
+        };
+        tracing::warn!(cluster, tenant = head.tenant, %refusal, "a store call was refused");
+        Err(match refusal {
+            // Nothing was done, and this server may only be behind: the call may go to another one.
+            HostRefusal::Unknown { .. } | HostRefusal::Ahead { .. } => elsewhere(refusal.to_string()),
+            HostRefusal::NotTheHost { .. } | HostRefusal::Stale { .. } => {
+                let fence = regions.hosts().host(&head.tenant).map_or(0, |(_, epoch)| epoch);
+                let fenced = StoreError::Fenced {
+                    tenant: head.tenant.clone(),
+                    epoch: head.epoch,
+                    fence,
+                };
+                Box::new(grpc_status(fenced.status()))
+            }
+        })
     }
 
     async fn call_etcd(&self, head: StoreHead, body: Body) -> Result<http::Response<Body>, http::Error> {
@@ -88,7 +97,7 @@ impl ServerEvents for Events {
 
     async fn store_call(&self, cluster: &str, head: StoreHead, body: Body) -> http::Response<Body> {
         if let Err(refusal) = self.admit(cluster, &head) {
-            return grpc_status(refusal.status());
+            return *refusal;
         }
         match self.call_etcd(head, body).await {
             Ok(response) => response,

@@ -185,18 +185,12 @@ async fn serve(
         clock: Arc::clone(&machine.clock),
         regions: OnceLock::new(),
     });
-    let hub_config = HubConfig {
-        listen: config.tunnel.listen,
-        credentials: credentials().map_err(part("the tunnel"))?,
-        version: VERSION.to_owned(),
-        settings: hanse_tunnel::Settings::default(),
-    };
-    let hub_parts = Parts {
-        clock: Arc::clone(&machine.clock),
-        rng: Arc::clone(&machine.rng),
-        supervisor: machine.supervisor.clone(),
-    };
-    let hub = Arc::new(Hub::start(hub_config, hub_parts, Arc::clone(&events) as _).map_err(part("the tunnel"))?);
+    let hub = start_hub(
+        config,
+        machine,
+        credentials().map_err(part("the tunnel"))?,
+        Arc::clone(&events),
+    )?;
     let gateway = Gateway::new(GatewayParts {
         objects: objects.clone(),
         hub: Arc::clone(&hub) as _,
@@ -233,6 +227,27 @@ async fn serve(
     debug_assert!(first, "the controllers are started once");
     form(config, machine, node, &objects);
     wait_for_the_end(&machine.supervisor.shutdown_token()).await
+}
+
+fn start_hub(
+    config: &ServerConfig,
+    machine: &Machine,
+    credentials: Credentials,
+    events: Arc<Events>,
+) -> Result<Arc<Hub>, ServerError> {
+    let hub_config = HubConfig {
+        listen: config.tunnel.listen,
+        credentials,
+        version: VERSION.to_owned(),
+        settings: hanse_tunnel::Settings::default(),
+    };
+    let parts = Parts {
+        clock: Arc::clone(&machine.clock),
+        rng: Arc::clone(&machine.rng),
+        supervisor: machine.supervisor.clone(),
+    };
+    let hub = Hub::start(hub_config, parts, events).map_err(|error| ServerError::part("the tunnel", error))?;
+    Ok(Arc::new(hub))
 }
 
 fn listen(

@@ -1,6 +1,6 @@
 //! Messages and services of the etcd v3 API, generated from our own `.proto` files, and the store's commands.
 
-#[expect(missing_docs, clippy::all, unreachable_pub, reason = "generated code")]
+#[expect(missing_docs, clippy::all, clippy::allow_attributes_without_reason, unreachable_pub, reason = "generated code")]
 mod generated {
     pub mod mvccpb {
         tonic::include_proto!("mvccpb");
