@@ -33,7 +33,8 @@ pub enum AgentError {
     },
     /// A program that tenants need is not there.
     #[error(
-        "{missing} not found in {searched}; run `cargo xtask kube-tools`, or name a folder in kube_tools or HANSE_KUBE_TOOLS"
+        "{missing} not found in {searched}; run `cargo xtask kube-tools`, or name a folder that holds it in kube_tools \
+         or HANSE_KUBE_TOOLS"
     )]
     Tools {
         /// Names of what is missing.

@@ -201,22 +201,54 @@ mod tests {
         PartState::Running(spec.into())
     }
 
+    struct Case {
+        name: &'static str,
+        wanted: Wanted,
+        observed: Observed,
+        steps: Vec<Step>,
+        wake: Option<Duration>,
+    }
+
+    fn case(name: &'static str, wanted: Wanted, observed: Observed, steps: Vec<Step>, wake: Option<Duration>) -> Case {
+        Case {
+            name,
+            wanted,
+            observed,
+            steps,
+            wake,
+        }
+    }
+
+    fn check(cases: Vec<Case>) {
+        for Case {
+            name,
+            wanted,
+            observed,
+            steps,
+            wake,
+        } in cases
+        {
+            assert_eq!(plan(Some(&wanted), &observed, NOW), Plan { steps, wake }, "{name}");
+        }
+    }
+
+    use Part::{ApiServer, ControllerManager, Kwok, Scheduler};
+
     #[test]
     fn towards_a_tenant() {
-        use Part::{ApiServer, ControllerManager, Kwok, Scheduler};
         let most = [ApiServer, ControllerManager, Scheduler];
         let later = NOW + Duration::from_secs(3);
         let soon = NOW + Duration::from_secs(1);
         let ends = |until| PartState::Backoff(until);
-        let cases: Vec<(&str, Wanted, Observed, Vec<Step>, Option<Duration>)> = vec![
-            (
+        check(vec![
+            case(
                 "a new tenant",
                 wanted(&most),
                 Observed::default(),
                 vec![Step::WriteFiles, Step::OpenSocket(7), Step::Start(ApiServer)],
                 None,
             ),
-            (
+            case(
                 "the API server does not serve yet",
                 wanted(&most),
                 Observed {
@@ -226,21 +258,21 @@ mod tests {
                 vec![],
                 None,
             ),
-            (
+            case(
                 "it serves",
                 wanted(&most),
                 observed(&[(ApiServer, runs("v1"))]),
                 vec![Step::Start(ControllerManager), Step::Start(Scheduler)],
                 None,
             ),
-            (
+            case(
                 "all runs",
                 wanted(&[ApiServer]),
                 observed(&[(ApiServer, runs("v1"))]),
                 vec![],
                 None,
             ),
-            (
+            case(
                 "ended processes wait for their time, the earliest counts",
                 wanted(&most),
                 observed(&[
@@ -251,7 +283,7 @@ mod tests {
                 vec![],
                 Some(soon),
             ),
-            (
+            case(
                 "their time has come",
                 wanted(&most),
                 observed(&[
@@ -262,14 +294,20 @@ mod tests {
                 vec![Step::Start(ApiServer)],
                 None,
             ),
-            (
+        ]);
+    }
+
+    #[test]
+    fn changes_of_a_tenant() {
+        check(vec![
+            case(
                 "nodes are no longer wanted",
                 wanted(&[ApiServer]),
                 observed(&[(ApiServer, runs("v1")), (Kwok, runs("v1"))]),
                 vec![Step::Stop(vec![Kwok])],
                 None,
             ),
-            (
+            case(
                 "a new version: stop first, then files, then start",
                 wanted(&[ApiServer]),
                 Observed {
@@ -279,7 +317,7 @@ mod tests {
                 vec![Step::Stop(vec![ApiServer])],
                 None,
             ),
-            (
+            case(
                 "another epoch restarts nothing",
                 wanted(&[ApiServer]),
                 Observed {
@@ -289,10 +327,7 @@ mod tests {
                 vec![Step::OpenSocket(7)],
                 None,
             ),
-        ];
-        for (name, wanted, observed, steps, wake) in cases {
-            assert_eq!(plan(Some(&wanted), &observed, NOW), Plan { steps, wake }, "{name}");
-        }
+        ]);
     }
 
     #[test]

@@ -17,7 +17,6 @@ use hanse_tunnel::AgentEvents;
 use hanse_tunnel::assertion::Signer;
 use hanse_tunnel::testing::TestPki;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -137,7 +136,10 @@ impl World {
             .collect()
     }
 
-    async fn kubectl(&self, front: SocketAddr) -> Kubectl {
+    async fn kubectl(&self, agent: &Arc<Agent>) -> Kubectl {
+        let signer = Signer::new(&self.system.server("eu-1").unwrap()).unwrap();
+        let agent: Arc<dyn AgentEvents> = agent.clone();
+        let front = front(Arc::downgrade(&agent), signer, TENANT, ann()).await;
         let cache = self.dir.path().join("kube-cache");
         Kubectl {
             program: self.tools.apiserver.with_file_name("kubectl"),
@@ -235,12 +237,7 @@ async fn a_tenant_from_first_intent_to_last() {
     let (agent, supervisor) = world.agent().await;
     let guard = Cleanup(world.data_dir());
     agent.intent("eu-1", world.intent(1, Some(2)));
-    let front_of = |agent: &Arc<Agent>| {
-        let signer = Signer::new(&world.system.server("eu-1").unwrap()).unwrap();
-        let agent: Arc<dyn AgentEvents> = agent.clone();
-        front(Arc::downgrade(&agent), signer, TENANT, ann())
-    };
-    let kubectl = world.kubectl(front_of(&agent).await).await;
+    let kubectl = world.kubectl(&agent).await;
     until("kubectl get ns", async || kubectl.run("get ns").await.is_ok()).await;
     world.say("kubectl get ns answered");
     ready(&agent, &world).await;
@@ -249,18 +246,8 @@ async fn a_tenant_from_first_intent_to_last() {
     use_it(&world, &kubectl).await;
     memory(&world);
 
-    // A process dies: it alone is started again.
-    let before = world.pids();
-    kill(before["kube-scheduler"]);
-    until("the scheduler is back", async || {
-        world
-            .pids()
-            .get("kube-scheduler")
-            .is_some_and(|pid| *pid != before["kube-scheduler"])
-    })
-    .await;
+    dies(&world, "kube-scheduler").await;
     until("its end is counted", async || report(&agent).restarts == 1).await;
-    world.say("a killed scheduler is back");
 
     // The agent restarts: the API server and the others go on, and are adopted.
     let before = world.pids();
@@ -270,10 +257,11 @@ async fn a_tenant_from_first_intent_to_last() {
         before.values().all(|pid| is_running(*pid)),
         "processes outlive the agent"
     );
-    let (agent, supervisor) = restarted(&world).await;
+    world.say("the agent restarts");
+    let (agent, supervisor) = world.agent().await;
     ready(&agent, &world).await;
     assert_eq!(world.pids(), before, "adopted, not restarted");
-    let kubectl = world.kubectl(front_of(&agent).await).await;
+    let kubectl = world.kubectl(&agent).await;
     until("writes go on", async || {
         kubectl.run("create configmap after-restart").await.is_ok()
     })
@@ -281,11 +269,7 @@ async fn a_tenant_from_first_intent_to_last() {
     world.say("adopted by a new agent");
 
     // An adopted process dies.
-    kill(before["kwok"]);
-    until("kwok is back", async || {
-        world.pids().get("kwok").is_some_and(|pid| *pid != before["kwok"])
-    })
-    .await;
+    dies(&world, "kwok").await;
 
     // Fewer nodes restart nothing.
     let before = world.pids();
@@ -306,10 +290,15 @@ async fn a_tenant_from_first_intent_to_last() {
     drop(guard);
 }
 
-/// A new agent on the same directory, as soon as the old one has let go of it.
-async fn restarted(world: &World) -> (Arc<Agent>, Supervisor) {
-    world.say("the agent restarts");
-    world.agent().await
+/// A process is killed: it, and it alone, is started again.
+async fn dies(world: &World, name: &str) {
+    let before = world.pids();
+    kill(before[name]);
+    let back = async || world.pids().get(name).is_some_and(|pid| *pid != before[name]);
+    until("a killed process is back", back).await;
+    let others = |pids: BTreeMap<String, i32>| pids.into_iter().filter(|(n, _)| n != name).collect::<Vec<_>>();
+    assert_eq!(others(world.pids()), others(before));
+    world.say(&format!("{name} was killed and is back"));
 }
 
 async fn use_it(world: &World, kubectl: &Kubectl) {

@@ -126,7 +126,7 @@ async fn a_record_without_pid_leads_to_the_process_by_its_mark() {
         ..whole.clone()
     };
     std::fs::write(place.run().join("a.json"), serde_json::to_vec(&half).unwrap()).unwrap();
-    assert_eq!(place.records(), [whole.clone()]);
+    assert_eq!(place.records(), std::slice::from_ref(&whole));
     stop(&whole, Duration::ZERO, &SystemClock::new()).await.unwrap();
 }
 

@@ -1,8 +1,8 @@
 //! Connections to the API server of one tenant.
 //!
 //! HTTP/1.1, one request at a time per connection, idle ones kept: a watch occupies a connection of its own, so that
-//! any number of watches leaves short calls alone. (One HTTP/2 connection would carry 100 streams, and the 101st request
-//! would wait for a watch to end.) On loopback a further connection costs a TLS handshake of about a millisecond.
+//! any number of watches leaves short calls alone. (One HTTP/2 connection would carry 100 streams, and request 101 would
+//! wait for a watch to end.) On loopback a further connection costs a TLS handshake of about a millisecond.
 
 use crate::error::AgentError;
 use hanse_api::intent::TenantPki;

@@ -27,7 +27,8 @@ pub const SIMULATED_LABEL: &str = "hanse.dev/simulated";
 const NODE_LEASE_SECONDS: u32 = 600;
 /// When a node counts as lost: more than two leases.
 const NODE_GRACE: &str = "1500s";
-/// Controllers that have nothing to do without volumes and clouds; the attach-detach one alone wakes ten times a second.
+/// Without those that have nothing to do where there are no volumes and no cloud; the attach-detach one alone wakes ten
+/// times a second.
 const CONTROLLERS: &str = "--controllers=*,-persistentvolume-attach-detach-controller,\
      -persistentvolume-expander-controller,-selinux-warning-controller,-node-route-controller,\
      -service-lb-controller,-cloud-node-lifecycle-controller,-node-ipam-controller,-bootstrap-signer-controller,\
@@ -240,7 +241,11 @@ impl Context<'_> {
     }
 
     fn kwok_config(&self) -> String {
-        let kind = |kind: &str, spec: serde_json::Value| json!({ "apiVersion": "kwok.x-k8s.io/v1alpha1", "kind": kind, "metadata": { "name": "simulated" }, "spec": spec });
+        let version = "kwok.x-k8s.io/v1alpha1";
+        let kind = |kind: &str, spec: serde_json::Value| {
+            let metadata = json!({ "name": "simulated" });
+            json!({ "apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec })
+        };
         let log = self.pod_log_path();
         let mut documents = vec![
             kind("ClusterLogs", json!({ "logs": [{ "logsFile": log, "follow": true }] })),
@@ -300,7 +305,7 @@ impl Context<'_> {
             format!("--secure-port={}", self.ports.api),
             // No node could reach a loopback address, and the lease of the default reconciler is a write each 10 s.
             "--endpoint-reconciler-type=none".to_owned(),
-            // One API server per tenant: its identity lease is another write each 10 s. The second gate needs the first.
+            // One API server per tenant: its identity lease is a write each 10 s, too. The second gate needs the first.
             "--feature-gates=APIServerIdentity=false,UnknownVersionInteroperabilityProxy=false".to_owned(),
             format!("--tls-cert-file={}", self.pki_path("apiserver.crt")),
             format!("--tls-private-key-file={}", self.pki_path("apiserver.key")),

@@ -10,6 +10,7 @@ use crate::paths::TenantDir;
 use crate::plan::{Observed, Part, PartState, Step, plan};
 use crate::process::{self, Process, ProcessError, Record};
 use crate::store_socket::StoreSocket;
+use futures::future::OptionFuture;
 use hanse_api::intent::{TenantIntent, TenantReport, TenantState};
 use hanse_runtime::backoff::Backoff;
 use hanse_runtime::pki::sha256_hex;
@@ -513,8 +514,8 @@ impl Worker {
                 return changed.is_ok();
             }
             ended = self.ended.recv() => ended,
-            Ok(()) = async { match health { Some(health) => health.changed().await, None => std::future::pending().await } } => None,
-            () = async { match wake { Some(wake) => wake.await, None => std::future::pending().await } } => None,
+            Some(Ok(())) = OptionFuture::from(health.map(watch::Receiver::changed)) => None,
+            Some(()) = OptionFuture::from(wake) => None,
         };
         if let Some(ended) = ended {
             self.has_ended(&ended).await;

@@ -25,13 +25,13 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 
 /// An etcd of our own, killed when dropped.
-pub struct Etcd {
+pub(crate) struct Etcd {
     child: Child,
     address: SocketAddr,
 }
 
 impl Etcd {
-    pub async fn start(program: &Path, dir: &Path) -> Self {
+    pub(crate) async fn start(program: &Path, dir: &Path) -> Self {
         let port = || {
             std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
                 .unwrap()
@@ -42,30 +42,33 @@ impl Etcd {
         let (client, peer) = (port(), port());
         let url = |port: u16| format!("http://127.0.0.1:{port}");
         let log = std::fs::File::create(dir.join("etcd.log")).unwrap();
-        let child = Command::new(program)
-            .args(["--name", "a", "--unsafe-no-fsync", "--log-level", "warn", "--data-dir"])
-            .arg(dir.join("etcd"))
-            .args([
-                "--listen-client-urls",
-                &url(client),
-                "--advertise-client-urls",
-                &url(client),
-            ])
-            .args([
-                "--listen-peer-urls",
-                &url(peer),
-                "--initial-advertise-peer-urls",
-                &url(peer),
-            ])
-            .args(["--initial-cluster", &format!("a={}", url(peer))])
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, client));
+        let etcd = Self {
+            address,
+            child: Command::new(program)
+                .args(["--name", "a", "--unsafe-no-fsync", "--log-level", "warn", "--data-dir"])
+                .arg(dir.join("etcd"))
+                .args([
+                    "--listen-client-urls",
+                    &url(client),
+                    "--advertise-client-urls",
+                    &url(client),
+                ])
+                .args([
+                    "--listen-peer-urls",
+                    &url(peer),
+                    "--initial-advertise-peer-urls",
+                    &url(peer),
+                ])
+                .args(["--initial-cluster", &format!("a={}", url(peer))])
+                .stdout(Stdio::null())
+                .stderr(log)
+                .spawn()
+                .unwrap(),
+        };
         for _ in 0..500 {
             if TcpStream::connect(address).await.is_ok() {
-                return Self { child, address };
+                return etcd;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -81,13 +84,13 @@ impl Drop for Etcd {
 }
 
 /// Calls etcd directly, where the tunnel would be.
-pub struct EtcdUplink {
+pub(crate) struct EtcdUplink {
     sender: SendRequest<Body>,
     address: SocketAddr,
 }
 
 impl EtcdUplink {
-    pub async fn new(etcd: &Etcd) -> Self {
+    pub(crate) async fn new(etcd: &Etcd) -> Self {
         let stream = TcpStream::connect(etcd.address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let mut http = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
@@ -122,7 +125,7 @@ impl Uplink for EtcdUplink {
 }
 
 /// Keys of a tenant as the control plane makes them.
-pub fn tenant_pki() -> TenantPki {
+pub(crate) fn tenant_pki() -> TenantPki {
     let now = SystemClock::new().wall();
     let ca = Ca::generate("tenant", 1, now).unwrap();
     let leaf = |name: &str, groups: &[&str]| -> KeyPair {
@@ -146,8 +149,13 @@ pub fn tenant_pki() -> TenantPki {
     }
 }
 
-/// Stands for the gateway: plain HTTP in, signed requests of `principal` to the agent out. Does not keep the agent alive.
-pub async fn front(agent: Weak<dyn AgentEvents>, signer: Signer, tenant: &str, principal: Principal) -> SocketAddr {
+/// Stands for the gateway: plain HTTP in, signed requests of `principal` to the agent out. Does not keep the agent.
+pub(crate) async fn front(
+    agent: Weak<dyn AgentEvents>,
+    signer: Signer,
+    tenant: &str,
+    principal: Principal,
+) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let gateway = Arc::new(Gateway {
