@@ -25,6 +25,14 @@ pub struct World {
 impl World {
     /// Brings one up, without a tenant. `block` must differ from those of all other tests.
     pub fn up(block: u8) -> Result<Self> {
+        let world = Self::new(block)?;
+        let took = world.go_on()?;
+        println!("up, cold: {took:.1?}");
+        Ok(world)
+    }
+
+    /// The place for one, with nothing in it yet.
+    pub fn new(block: u8) -> Result<Self> {
         let provider = rustls::crypto::aws_lc_rs::default_provider();
         // Another test of this process may have done it.
         let _first = provider.install_default().is_ok();
@@ -32,15 +40,26 @@ impl World {
             .prefix("hanse-")
             .tempdir()
             .context("make a folder")?;
-        let world = Self {
+        Ok(Self {
             dir: Some(dir),
             binary: binary()?,
             kubectl: kubectl()?,
             block,
-        };
-        let took = world.go_on()?;
-        println!("up, cold: {took:.1?}");
-        Ok(world)
+        })
+    }
+
+    /// Starts `hanse up` and kills it after `delay`, wherever it is by then.
+    pub fn interrupted_up(&self, delay: Duration) -> Result<()> {
+        let block = self.block.to_string();
+        let mut command = self.command(&self.binary);
+        command
+            .args(["up", "--no-tenant", "--address-block", &block])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut child = command.spawn().context("start hanse up")?;
+        std::thread::sleep(delay);
+        child.kill().context("kill hanse up")?;
+        child.wait().map(|_| ()).context("wait for hanse up")
     }
 
     /// `hanse up`, again; says how long it took.

@@ -70,20 +70,105 @@ pub(crate) struct ProcessArgs {
     pub(crate) pid_file: Option<PathBuf>,
 }
 
+/// Options of `up`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct UpArgs {
+    /// Names of the regions of a new installation, separated by commas [default: eu,us,ap]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub(crate) regions: Option<Vec<String>>,
+    /// Addresses of a new installation: 127.<B>.0.1 and up [default: 0]
+    #[arg(long, value_name = "B")]
+    pub(crate) address_block: Option<u8>,
+    /// Make no first tenant cluster
+    #[arg(long)]
+    pub(crate) no_tenant: bool,
+}
+
+/// Options of `login`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct LoginArgs {
+    /// Address, such as https://hanse.example.com
+    pub(crate) url: String,
+    /// File with the access key; - is standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) access_key_file: Option<PathBuf>,
+    /// File with the certificate of the installation's authority [default: the system's authorities]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Do not check the server's certificate
+    #[arg(long, conflicts_with = "ca_file")]
+    pub(crate) insecure: bool,
+}
+
+/// Options of `create`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Name of the tenant cluster
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) project: ProjectArgs,
+    /// Region to place it in [default: any]
+    #[arg(long, value_name = "NAME", conflicts_with = "cluster")]
+    pub(crate) region: Option<String>,
+    /// Connected cluster to place it on [default: any]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cluster: Option<String>,
+    /// How many simulated nodes it gets [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub(crate) simulated_nodes: Option<u32>,
+    /// GPUs per simulated node [default: 0]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub(crate) gpus: Option<u32>,
+    /// Return at once
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    #[command(flatten)]
+    pub(crate) timeout: TimeoutArgs,
+}
+
+/// Options of `connect`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ConnectArgs {
+    /// Name of the tenant cluster
+    #[arg(required_unless_present = "management")]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) project: ProjectArgs,
+    /// A context for the management API instead
+    #[arg(long, conflicts_with = "name")]
+    pub(crate) management: bool,
+    /// Do not make it the current context
+    #[arg(long)]
+    pub(crate) no_switch: bool,
+    /// Print a kubeconfig instead of changing yours
+    #[arg(long, conflicts_with_all = ["no_switch", "kubeconfig"])]
+    pub(crate) print: bool,
+    #[command(flatten)]
+    pub(crate) kubeconfig: KubeconfigArgs,
+    #[command(flatten)]
+    pub(crate) timeout: TimeoutArgs,
+}
+
+/// Options of `delete`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// Name of the tenant cluster
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) project: ProjectArgs,
+    /// Wait until it is gone
+    #[arg(long)]
+    pub(crate) wait: bool,
+    #[command(flatten)]
+    pub(crate) timeout: TimeoutArgs,
+    #[command(flatten)]
+    pub(crate) kubeconfig: KubeconfigArgs,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Bring up an installation on this machine: three regions, each with a server and an agent, and a first tenant cluster
-    Up {
-        /// Names of the regions of a new installation, separated by commas [default: eu,us,ap]
-        #[arg(long, value_delimiter = ',', value_name = "NAMES")]
-        regions: Option<Vec<String>>,
-        /// Addresses of a new installation: 127.<B>.0.1 and up [default: 0]
-        #[arg(long, value_name = "B")]
-        address_block: Option<u8>,
-        /// Make no first tenant cluster
-        #[arg(long)]
-        no_tenant: bool,
-    },
+    Up(UpArgs),
     /// Stop the installation on this machine; `up` goes on with all data
     Down {
         /// Remove all its data as well
@@ -103,69 +188,16 @@ pub(crate) enum Command {
         region: String,
     },
     /// Log in at an installation; the access key is read from a file, the terminal or standard input
-    Login {
-        /// Address, such as https://hanse.example.com
-        url: String,
-        /// File with the access key; - is standard input
-        #[arg(long, value_name = "FILE")]
-        access_key_file: Option<PathBuf>,
-        /// File with the certificate of the installation's authority [default: the system's authorities]
-        #[arg(long, value_name = "FILE")]
-        ca_file: Option<PathBuf>,
-        /// Do not check the server's certificate
-        #[arg(long, conflicts_with = "ca_file")]
-        insecure: bool,
-    },
+    Login(LoginArgs),
     /// Forget the login, and take its contexts out of the kubeconfig
     Logout {
         #[command(flatten)]
         kubeconfig: KubeconfigArgs,
     },
     /// Create a tenant cluster and wait until its API answers
-    Create {
-        /// Name of the tenant cluster
-        name: String,
-        #[command(flatten)]
-        project: ProjectArgs,
-        /// Region to place it in [default: any]
-        #[arg(long, value_name = "NAME", conflicts_with = "cluster")]
-        region: Option<String>,
-        /// Connected cluster to place it on [default: any]
-        #[arg(long, value_name = "NAME")]
-        cluster: Option<String>,
-        /// How many simulated nodes it gets [default: 3]
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
-        simulated_nodes: Option<u32>,
-        /// GPUs per simulated node [default: 0]
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=64))]
-        gpus: Option<u32>,
-        /// Return at once
-        #[arg(long)]
-        no_wait: bool,
-        #[command(flatten)]
-        timeout: TimeoutArgs,
-    },
+    Create(CreateArgs),
     /// Add a context for a tenant cluster to the kubeconfig and switch to it
-    Connect {
-        /// Name of the tenant cluster
-        #[arg(required_unless_present = "management")]
-        name: Option<String>,
-        #[command(flatten)]
-        project: ProjectArgs,
-        /// A context for the management API instead
-        #[arg(long, conflicts_with = "name")]
-        management: bool,
-        /// Do not make it the current context
-        #[arg(long)]
-        no_switch: bool,
-        /// Print a kubeconfig instead of changing yours
-        #[arg(long, conflicts_with_all = ["no_switch", "kubeconfig"])]
-        print: bool,
-        #[command(flatten)]
-        kubeconfig: KubeconfigArgs,
-        #[command(flatten)]
-        timeout: TimeoutArgs,
-    },
+    Connect(ConnectArgs),
     /// Go back to the context that was current before connect
     Disconnect {
         #[command(flatten)]
@@ -190,19 +222,7 @@ pub(crate) enum Command {
         output: OutputArgs,
     },
     /// Delete a tenant cluster with all its data
-    Delete {
-        /// Name of the tenant cluster
-        name: String,
-        #[command(flatten)]
-        project: ProjectArgs,
-        /// Wait until it is gone
-        #[arg(long)]
-        wait: bool,
-        #[command(flatten)]
-        timeout: TimeoutArgs,
-        #[command(flatten)]
-        kubeconfig: KubeconfigArgs,
-    },
+    Delete(DeleteArgs),
     /// Show regions, servers, agents and tenants
     Status {
         #[command(flatten)]

@@ -19,7 +19,7 @@ mod role;
 mod verbs;
 
 use app::App;
-use args::{Cli, Command};
+use args::{Cli, Command, ConnectArgs, CreateArgs, DeleteArgs, LoginArgs, UpArgs};
 use clap::{CommandFactory as _, Parser as _};
 use error::{Error, Result};
 use kubeconfig::Names;
@@ -63,92 +63,15 @@ fn completion(app: &App, shell: clap_complete::Shell) -> Result<()> {
 
 async fn verb(app: &App, command: Command) -> Result<()> {
     match command {
-        Command::Up {
-            regions,
-            address_block,
-            no_tenant,
-        } => {
-            up::up(
-                app,
-                &up::Options {
-                    regions,
-                    address_block,
-                    tenant: !no_tenant,
-                },
-            )
-            .await
-        }
+        Command::Up(args) => up(app, args).await,
         Command::Down { delete, kubeconfig } => down::down(app, delete, kubeconfig.kubeconfig.as_deref()).await,
         Command::Kill { region } => region::kill(app, &region).await,
         Command::Start { region } => region::start(app, &region).await,
-        Command::Login {
-            url,
-            access_key_file,
-            ca_file,
-            insecure,
-        } => {
-            let options = login::Options {
-                access_key_file: access_key_file.as_deref(),
-                ca_file: ca_file.as_deref(),
-                insecure,
-            };
-            login::login(app, &url, options).await
-        }
+        Command::Login(args) => login(app, args).await,
         Command::Logout { kubeconfig } => login::logout(app, kubeconfig.kubeconfig.as_deref()).await,
-        Command::Create {
-            name,
-            project,
-            region,
-            cluster,
-            simulated_nodes,
-            gpus,
-            no_wait,
-            timeout,
-        } => {
-            let wanted = create::Wanted {
-                name,
-                project: project.project,
-                region,
-                cluster,
-                simulated_nodes,
-                gpus,
-            };
-            create::create(app, &wanted, !no_wait, timeout.timeout).await
-        }
-        Command::Delete {
-            name,
-            project,
-            wait,
-            timeout,
-            kubeconfig,
-        } => {
-            let limit = wait.then_some(timeout.timeout);
-            create::delete(app, &name, &project.project, limit, kubeconfig.kubeconfig.as_deref()).await
-        }
-        Command::Connect {
-            name,
-            project,
-            management: _,
-            no_switch,
-            print,
-            kubeconfig,
-            timeout,
-        } => {
-            let names = match name {
-                Some(name) => Names::Tenant {
-                    project: project.project,
-                    name,
-                },
-                None => Names::Management,
-            };
-            let options = connect::Options {
-                kubeconfig: kubeconfig.kubeconfig.as_deref(),
-                switch: !no_switch,
-                print,
-                limit: timeout.timeout,
-            };
-            connect::connect(app, &names, options).await
-        }
+        Command::Create(args) => create(app, args).await,
+        Command::Delete(args) => delete(app, args).await,
+        Command::Connect(args) => connect(app, args).await,
         Command::Disconnect { kubeconfig } => connect::disconnect(app, kubeconfig.kubeconfig.as_deref()).await,
         Command::List { project, output } => list::list(app, project.as_deref(), output.output).await,
         Command::Get { name, project, output } => list::get(app, &name, &project.project, output.output).await,
@@ -158,6 +81,59 @@ async fn verb(app: &App, command: Command) -> Result<()> {
         | Command::Config { .. }
         | Command::Server(_)
         | Command::Agent(_)
-        | Command::FrontDoor(_) => Ok(()),
+        | Command::FrontDoor(_) => Err(Error::failed("this command is no verb")),
     }
+}
+
+async fn up(app: &App, args: UpArgs) -> Result<()> {
+    let options = up::Options {
+        regions: args.regions,
+        address_block: args.address_block,
+        tenant: !args.no_tenant,
+    };
+    up::up(app, &options).await
+}
+
+async fn login(app: &App, args: LoginArgs) -> Result<()> {
+    let options = login::Options {
+        access_key_file: args.access_key_file.as_deref(),
+        ca_file: args.ca_file.as_deref(),
+        insecure: args.insecure,
+    };
+    login::login(app, &args.url, options).await
+}
+
+async fn create(app: &App, args: CreateArgs) -> Result<()> {
+    let wanted = create::Wanted {
+        name: args.name,
+        project: args.project.project,
+        region: args.region,
+        cluster: args.cluster,
+        simulated_nodes: args.simulated_nodes,
+        gpus: args.gpus,
+    };
+    create::create(app, &wanted, !args.no_wait, args.timeout.timeout).await
+}
+
+async fn delete(app: &App, args: DeleteArgs) -> Result<()> {
+    let limit = args.wait.then_some(args.timeout.timeout);
+    let kubeconfig = args.kubeconfig.kubeconfig.as_deref();
+    create::delete(app, &args.name, &args.project.project, limit, kubeconfig).await
+}
+
+async fn connect(app: &App, args: ConnectArgs) -> Result<()> {
+    let names = match args.name {
+        Some(name) => Names::Tenant {
+            project: args.project.project,
+            name,
+        },
+        None => Names::Management,
+    };
+    let options = connect::Options {
+        kubeconfig: args.kubeconfig.kubeconfig.as_deref(),
+        switch: !args.no_switch,
+        print: args.print,
+        limit: args.timeout.timeout,
+    };
+    connect::connect(app, &names, options).await
 }

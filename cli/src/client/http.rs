@@ -256,8 +256,11 @@ impl Http {
                 .hint("is it running? `hanse up` starts the installation of this machine"),
             Stage::Untrusted => Error::failed(format!("the certificate of {at} is not trusted: {why}"))
                 .hint("name the authority with `hanse login URL --ca-file FILE`, or take the risk with --insecure"),
-            Stage::Connect | Stage::Handshake => Error::new(Kind::Unreachable, format!("cannot reach {at}: {why}"))
-                .hint("try again; `hanse status` shows which regions answer"),
+            Stage::Connect => Error::new(Kind::Unreachable, format!("cannot reach {at}: {why}"))
+                .hint("check the address and the way there; `hanse status` shows which regions answer"),
+            // A front door takes the connection and has nobody to pass it on to.
+            Stage::Handshake => Error::new(Kind::Unreachable, format!("no gateway answers behind {at}: {why}"))
+                .hint("`hanse up` starts those of this machine's installation"),
             Stage::Exchange => Error::new(Kind::Unreachable, format!("{at} gave no whole answer: {why}"))
                 .hint("try again; `hanse status` shows which regions answer"),
         }

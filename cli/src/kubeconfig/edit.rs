@@ -198,7 +198,7 @@ fn edit_text(text: &str, changes: &Changes) -> Option<String> {
     {
         last.push('\n');
     }
-    for (key, value) in [("apiVersion", "v1"), ("kind", "Config")] {
+    for (key, value) in [("kind", "Config"), ("apiVersion", "v1")] {
         if header(&lines, key).is_none() {
             let first = lines
                 .iter()

@@ -54,5 +54,6 @@ pub(crate) async fn start(app: &App, region: &str) -> Result<()> {
     }
     let up = up::Up::new(app, &installation)?;
     up.servers(std::slice::from_ref(&place)).await?;
-    up.agents(std::slice::from_ref(&place)).await
+    up.agents(std::slice::from_ref(&place)).await?;
+    up.tenants_of(std::slice::from_ref(&place)).await
 }

@@ -20,6 +20,7 @@ use crate::verbs::tenant;
 use hanse_api::kinds::{ANNOTATION_REGION, CLUSTERS, KindName, PROJECTS, VIRTUAL_CLUSTER_INSTANCES};
 use hanse_api::name::project_of_namespace;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Regions of a new installation.
@@ -30,8 +31,10 @@ const POLL: Duration = Duration::from_millis(100);
 const SERVERS_LIMIT: Duration = Duration::from_secs(90);
 /// For agents to enrol and connect.
 const AGENTS_LIMIT: Duration = Duration::from_secs(90);
-/// For tenants' API servers.
+/// For the first tenant's API server.
 const TENANT_LIMIT: Duration = Duration::from_secs(180);
+/// For each tenant that was there before.
+const REVIVAL_LIMIT: Duration = Duration::from_secs(60);
 /// For the first administrator to be entered after the first election.
 const ADMIN_LIMIT: Duration = Duration::from_secs(20);
 /// The first tenant.
@@ -266,8 +269,10 @@ impl<'a> Up<'a> {
         loop {
             let clusters: Vec<Value> = self.management.list(&CLUSTERS, None).await?;
             let online = |region: &&Region| {
+                // What the control plane saw may be from before; an agent that is to enrol is not connected yet.
+                let enrolled = agent_cert(layout, &region.name).is_file();
                 let own = clusters.iter().find(|c| tenant::name(c) == region.name);
-                own.and_then(|c| c.pointer("/status/online")).and_then(Value::as_bool) == Some(true)
+                enrolled && own.and_then(|c| c.pointer("/status/online")).and_then(Value::as_bool) == Some(true)
             };
             let waiting: Vec<&str> = regions.iter().filter(|r| !online(r)).map(|r| r.name.as_str()).collect();
             if waiting.is_empty() {
@@ -334,8 +339,7 @@ impl<'a> Up<'a> {
     /// Fetches a one-time token for an agent that has no certificate yet.
     async fn enrolment(&self, region: &Region) -> Result<()> {
         let layout = &self.installation.layout;
-        let agent = hanse_agent::paths::Layout::new(&layout.region(&region.name, "agent"));
-        if agent.cert().is_file() {
+        if agent_cert(layout, &region.name).is_file() {
             return Ok(());
         }
         let path = format!("{}/enrolmenttoken", path(&CLUSTERS, None, Some(&region.name)));
@@ -355,12 +359,10 @@ impl<'a> Up<'a> {
         )
     }
 
-    /// Makes the first tenant when there is none, else waits until those that there are answer again.
+    /// Makes the first tenant when there is none, else waits until those that there are answer again. Gives one to use.
     pub(crate) async fn tenants(&self, wanted: bool) -> Result<Option<String>> {
         let all: Vec<Value> = self.management.list(&VIRTUAL_CLUSTER_INSTANCES, None).await?;
-        let running = |vci: &&Value| !matches!(tenant::phase(vci), "Sleeping" | "Terminating" | "Failed");
-        let mut known: Vec<(String, String)> = all.iter().filter(running).map(project_and_name).collect();
-        if known.is_empty() && all.is_empty() && wanted {
+        if all.is_empty() && wanted {
             self.project().await?;
             let demo = Wanted {
                 name: DEMO.to_owned(),
@@ -368,25 +370,53 @@ impl<'a> Up<'a> {
                 ..Wanted::default()
             };
             submit(&self.management, &demo).await?;
-            known.push((PROJECT.to_owned(), DEMO.to_owned()));
+            let mut step = self.step(&format!("tenant {DEMO}"));
+            tenant::wait_ready(&self.management, PROJECT, DEMO, &mut step, TENANT_LIMIT).await?;
+            step.done("its API answers");
+            return Ok(Some(DEMO.to_owned()));
         }
-        known.truncate(TENANTS_WAITED_MAX);
-        for (project, name) in &known {
+        let known = self.revived(&all).await;
+        let usable = |name: &&String| *name == DEMO;
+        let here: Vec<&String> = known
+            .iter()
+            .filter(|(p, _)| p == PROJECT)
+            .map(|(_, name)| name)
+            .collect();
+        Ok(here.iter().copied().find(usable).or(here.first().copied()).cloned())
+    }
+
+    /// Waits until the tenants that the clusters of `regions` host answer again.
+    pub(crate) async fn tenants_of(&self, regions: &[Region]) -> Result<()> {
+        let mut all: Vec<Value> = self.management.list(&VIRTUAL_CLUSTER_INSTANCES, None).await?;
+        all.retain(|vci| {
+            regions
+                .iter()
+                .any(|r| r.name == tenant::text(vci, "/spec/clusterRef/cluster"))
+        });
+        self.revived(&all).await;
+        Ok(())
+    }
+
+    /// Waits for the tenants in `all` that are to run; gives those that answer. One tenant's trouble is told, and is not
+    /// the installation's.
+    async fn revived(&self, all: &[Value]) -> Vec<(String, String)> {
+        let wanted = |vci: &&Value| !matches!(tenant::phase(vci), "Sleeping" | "Terminating" | "Failed");
+        let mut well = Vec::new();
+        for vci in all.iter().filter(wanted).take(TENANTS_WAITED_MAX) {
+            let (project, name) = project_and_name(vci);
             let mut step = self.step(&format!("tenant {name}"));
-            match tenant::wait_ready(&self.management, project, name, &mut step, TENANT_LIMIT).await {
-                Ok(()) => step.done("its API answers"),
-                // One tenant's trouble is not the installation's, unless it was made just now.
-                Err(error) if !all.is_empty() => {
-                    drop(step);
-                    self.app.output.note(&format!("  {error}"));
+            match tenant::wait_ready(&self.management, &project, &name, &mut step, REVIVAL_LIMIT).await {
+                Ok(()) => {
+                    step.done("its API answers");
+                    well.push((project, name));
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    drop(step);
+                    self.app.output.note(&format!("    {error}"));
+                }
             }
         }
-        let by_name = |name: &str| known.iter().find(|(project, n)| project == PROJECT && n == name);
-        Ok(by_name(DEMO)
-            .or(known.iter().find(|(project, _)| project == PROJECT))
-            .map(|(_, name)| name.clone()))
+        well
     }
 
     async fn project(&self) -> Result<()> {
@@ -398,6 +428,11 @@ impl<'a> Up<'a> {
         });
         self.ensure(&PROJECTS, PROJECT, &object).await
     }
+}
+
+/// The certificate that the agent of `region` gets by enrolment.
+fn agent_cert(layout: &Layout, region: &str) -> PathBuf {
+    hanse_agent::paths::Layout::new(&layout.region(region, "agent")).cert()
 }
 
 fn project_and_name(vci: &Value) -> (String, String) {

@@ -168,7 +168,7 @@ fn group_name(group: &Value) -> String {
 }
 
 fn agents(status: &Status, wide: bool) -> Table {
-    let mut heads = vec!["CLUSTER", "REGION", "ONLINE", "PHASE", "TENANTS", "SESSIONS"];
+    let mut heads = vec!["CLUSTER", "REGION", "ONLINE", "PHASE", "TENANTS"];
     if wide {
         heads.push("MESSAGE");
     }
@@ -189,7 +189,6 @@ fn agents(status: &Status, wide: bool) -> Table {
             yes_no(cluster, "/status/online"),
             tenant::text(cluster, "/status/phase").to_owned(),
             hosted.to_string(),
-            sessions(&status.servers, name).to_string(),
         ];
         if wide {
             row.push(tenant::text(cluster, "/status/message").to_owned());
@@ -197,15 +196,6 @@ fn agents(status: &Status, wide: bool) -> Table {
         table.row(row);
     }
     table
-}
-
-/// Servers that the agent of `cluster` is connected to.
-fn sessions(servers: &[Value], cluster: &str) -> usize {
-    let holds = |server: &&Value| {
-        let agents = server.pointer("/status/agents").and_then(Value::as_array);
-        agents.is_some_and(|list| list.iter().any(|a| a == cluster))
-    };
-    servers.iter().filter(holds).count()
 }
 
 fn number(object: &Value, pointer: &str) -> String {
@@ -263,8 +253,8 @@ eu-1   eu       yes      tenants   Follower   2      1200      4
 us-1   us       no       -         -          -      -         -
 
 Agents
-CLUSTER   REGION   ONLINE   PHASE         TENANTS   SESSIONS
-eu        eu       yes      Initialized   0         1
+CLUSTER   REGION   ONLINE   PHASE         TENANTS
+eu        eu       yes      Initialized   0
 
 Tenants
 none; `hanse create NAME` makes one

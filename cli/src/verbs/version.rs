@@ -42,8 +42,8 @@ pub(crate) async fn version(app: &App, format: Format) -> Result<()> {
         app.output.line(&format!("hanse {OWN}"))?;
         if let Some(server) = &versions.server {
             let shown = server
-                .get("gitVersion")
-                .or_else(|| server.get("version"))
+                .get("hanseVersion")
+                .or_else(|| server.get("gitVersion"))
                 .and_then(Value::as_str);
             app.output
                 .line(&format!("server {}", shown.unwrap_or("of unknown version")))?;
