@@ -103,12 +103,7 @@ impl Session {
     async fn request(&mut self, request: pb::WatchRequest) {
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => self.create(create).await,
-            Some(RequestUnion::CancelRequest(cancel)) => {
-                if self.watches.remove(cancel.watch_id) {
-                    let header = Some(self.service.store.header());
-                    self.push(pb::WatchResponse { header, watch_id: cancel.watch_id, canceled: true, ..empty() });
-                }
-            }
+            Some(RequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id),
             Some(RequestUnion::ProgressRequest(_)) => {
                 if let Some(revision) = self.watches.progress() {
                     let header = self.service.header_at(revision);
@@ -116,6 +111,13 @@ impl Session {
                 }
             }
             None => {}
+        }
+    }
+
+    fn cancel(&mut self, watch_id: i64) {
+        if self.watches.remove(watch_id) {
+            let header = Some(self.service.store.header());
+            self.push(pb::WatchResponse { header, watch_id, canceled: true, ..empty() });
         }
     }
 

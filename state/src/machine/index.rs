@@ -62,7 +62,7 @@ impl KeyRange {
     }
 
     /// Bounds for an ordered map; none if no key can match.
-    fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
+    fn bounds(&self) -> Option<Bounds<'_>> {
         match self {
             Self::One(key) => Some((Bound::Included(key), Bound::Included(key))),
             Self::Between(start, end) if start >= end => None,
@@ -71,6 +71,9 @@ impl KeyRange {
         }
     }
 }
+
+/// Start and end of a range in an ordered map.
+type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
 /// The versions of one key, oldest first. Most keys have one.
 #[derive(Clone, Debug)]
