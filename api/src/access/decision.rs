@@ -69,14 +69,22 @@ pub fn decide(principal: &Principal, action: &Action<'_>, target: &Target<'_>, r
         Target::Path(path) if matches!(action.verb, "get" | "head") && is_discovery(path) => {
             allow("discovery is open to every caller".into())
         }
-        Target::Resource { group, resource, subresource: None, namespace: None, .. } if about_himself(group, resource) => {
+        Target::Resource {
+            group,
+            resource,
+            subresource: None,
+            namespace: None,
+            ..
+        } if about_himself(group, resource) => {
             allow("questions about the caller himself are open to every caller".into())
         }
-        Target::Resource { resource: "users", subresource: None, namespace: None, name: Some(name), .. }
-            if action.verb == "get" && *name == principal.user =>
-        {
-            allow("every caller may look at himself".into())
-        }
+        Target::Resource {
+            resource: "users",
+            subresource: None,
+            namespace: None,
+            name: Some(name),
+            ..
+        } if action.verb == "get" && *name == principal.user => allow("every caller may look at himself".into()),
         Target::Tenant { project, .. } if admin_of(project) => allow(format!("admin of project {project}")),
         Target::Resource {
             namespace: Some(namespace),
@@ -98,16 +106,24 @@ pub fn decide(principal: &Principal, action: &Action<'_>, target: &Target<'_>, r
 
 /// Paths that say what an API offers, and nothing about what is in it.
 fn is_discovery(path: &str) -> bool {
-    let below = |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    path == "/" || ["/api", "/apis", "/openapi", "/version", "/healthz", "/livez", "/readyz"].iter().any(|root| below(root))
+    let below = |root: &str| {
+        path.strip_prefix(root)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    path == "/"
+        || ["/api", "/apis", "/openapi", "/version", "/healthz", "/livez", "/readyz"]
+            .iter()
+            .any(|root| below(root))
 }
 
 /// Resources that only ever show or change what is the caller's own.
 fn about_himself(group: &str, resource: &str) -> bool {
     matches!(
         (group, resource),
-        ("management.loft.sh", "selves" | "selfsubjectaccessreviews" | "ownedaccesskeys")
-            | ("authorization.k8s.io", "selfsubjectaccessreviews")
+        (
+            "management.loft.sh",
+            "selves" | "selfsubjectaccessreviews" | "ownedaccesskeys"
+        ) | ("authorization.k8s.io", "selfsubjectaccessreviews")
             | ("authentication.k8s.io", "selfsubjectreviews")
     )
 }
@@ -192,7 +208,13 @@ mod tests {
             assert!(!may("get", &Target::Path(path)), "{path}");
         }
         assert!(!may("post", &Target::Path("/api")));
-        let resource = |group, resource, name| Target::Resource { group, resource, subresource: None, namespace: None, name };
+        let resource = |group, resource, name| Target::Resource {
+            group,
+            resource,
+            subresource: None,
+            namespace: None,
+            name,
+        };
         assert!(may("create", &resource("management.loft.sh", "selves", None)));
         assert!(!may("create", &resource("other", "selves", None)));
         assert!(may("get", &resource("management.loft.sh", "users", Some("u"))));

@@ -53,7 +53,10 @@ pub struct ClusterStatus {
 pub fn validate(cluster: &Cluster) -> Vec<Cause> {
     let mut faults = Vec::new();
     if let Err(why) = name::check_label(&cluster.metadata.name) {
-        faults.push(invalid("metadata.name", format!("Invalid value: {:?}: {why}", cluster.metadata.name)));
+        faults.push(invalid(
+            "metadata.name",
+            format!("Invalid value: {:?}: {why}", cluster.metadata.name),
+        ));
     }
     if let Some(region) = cluster.metadata.annotations.get(ANNOTATION_REGION)
         && let Err(why) = name::check_label(region)
@@ -74,7 +77,10 @@ mod tests {
         cluster.metadata.name = "eu-1".into();
         assert!(validate(&cluster).is_empty());
         cluster.metadata.name = "EU".into();
-        cluster.metadata.annotations.insert(ANNOTATION_REGION.into(), "not a region".into());
+        cluster
+            .metadata
+            .annotations
+            .insert(ANNOTATION_REGION.into(), "not a region".into());
         let fields: Vec<String> = validate(&cluster).into_iter().map(|f| f.field).collect();
         assert_eq!(fields, ["metadata.name", "metadata.annotations[hanse.dev/region]"]);
     }

@@ -36,6 +36,9 @@ pub struct RegionStatus {
 pub fn validate(region: &Region) -> Vec<Cause> {
     match name::check_label(&region.metadata.name) {
         Ok(()) => Vec::new(),
-        Err(why) => vec![invalid("metadata.name", format!("Invalid value: {:?}: {why}", region.metadata.name))],
+        Err(why) => vec![invalid(
+            "metadata.name",
+            format!("Invalid value: {:?}: {why}", region.metadata.name),
+        )],
     }
 }
