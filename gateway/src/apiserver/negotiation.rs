@@ -7,6 +7,8 @@ use serde_json::Value;
 
 /// Most media ranges that are looked at.
 const MAX_RANGES: usize = 64;
+/// Deepest nesting of a body.
+const MAX_DEPTH: usize = 128;
 
 /// Shape of the objects in an answer. All are JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +107,9 @@ pub(crate) fn decode(headers: &HeaderMap, body: &[u8]) -> Result<Value, Box<Stat
         "application/json" => serde_json::from_slice(body).map_err(|e| bad(e.to_string()))?,
         "application/yaml" => {
             let text = std::str::from_utf8(body).map_err(|e| bad(e.to_string()))?;
-            serde_saphyr::from_str(text).map_err(|e| bad(e.to_string()))?
+            // As deep as JSON may be: deeper values would exhaust the stack of whoever writes or drops them.
+            let options = serde_saphyr::options! { budget: serde_saphyr::budget! { max_depth: MAX_DEPTH } };
+            serde_saphyr::from_str_with_options(text, options).map_err(|e| bad(e.to_string()))?
         }
         other => return Err(unsupported(other, "application/json, application/yaml")),
     };
@@ -182,6 +186,14 @@ mod tests {
         assert_eq!(with("application/json", "{").unwrap_err().code, 400);
         assert_eq!(with("application/json", "[]").unwrap_err().code, 400);
         assert_eq!(with("application/yaml", "a: [").unwrap_err().code, 400);
+        let deep = |n: usize| format!("{}{}", "{a: ".repeat(n), "}".repeat(n));
+        assert!(with("application/yaml", &deep(50)).is_ok());
+        let (json, nested) = ("{\"a\":".repeat(100_000), deep(100_000));
+        assert_eq!(with("application/yaml", &nested).unwrap_err().code, 400);
+        assert_eq!(with("application/json", &json).unwrap_err().code, 400);
+        let laughs = "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n\
+                      d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e,*e,*e,*e,*e]\n";
+        assert_eq!(with("application/yaml", laughs).unwrap_err().code, 400);
         assert_eq!(
             with("application/vnd.kubernetes.protobuf", "k8s").unwrap_err().code,
             415

@@ -547,3 +547,69 @@ async fn enrolment_tokens_are_shown_once_and_stored_hashed() {
         .await
         .fails(403);
 }
+
+struct OneServer;
+
+#[async_trait::async_trait]
+impl hanse_gateway::ClusterStatus for OneServer {
+    async fn servers(&self) -> Vec<hanse_api::resources::Server> {
+        let mut server = hanse_api::resources::Server::default();
+        server.metadata.name = "eu-1".into();
+        server.status.online = true;
+        server.status.groups.push(hanse_api::resources::GroupProgress {
+            role: "Leader".into(),
+            term: 3,
+            ..Default::default()
+        });
+        vec![server]
+    }
+}
+
+#[tokio::test]
+async fn servers_show_how_they_are_now() {
+    let world = World::with(|parts| parts.cluster_status = std::sync::Arc::new(OneServer)).await;
+    for name in ["eu-1", "us-1"] {
+        world
+            .put(&hanse_api::kinds::SERVERS, "", name, json!({ "id": 1, "region": "eu" }))
+            .await;
+    }
+    let path = "/kubernetes/management/apis/hanse.dev/v1/servers";
+    let list = world.admin().get(path).await.good();
+    assert_eq!(list["items"][0]["status"]["groups"][0]["role"], "Leader");
+    assert_eq!(list["items"][1]["status"]["online"], false, "it did not answer");
+    world
+        .admin()
+        .merge(&format!("{path}/eu-1"), &json!({ "spec": { "region": "us" } }))
+        .await
+        .fails(405);
+}
+
+/// A server that died while it decided about a project's deletion does not block the project for good.
+#[tokio::test]
+async fn a_guard_that_was_left_behind_expires() {
+    let world = World::start().await;
+    let admin = world.admin();
+    let guards = hanse_api::kinds::KindName {
+        group: "hanse.dev",
+        version: "v1",
+        kind: "ProjectGuard",
+        plural: "projectguards",
+        namespaced: false,
+    };
+    let key = hanse_state::objects::ObjectKey::new(&guards, "", "default");
+    let create = |at: i64| hanse_state::objects::Op::Create {
+        key: key.clone(),
+        value: json!({ "at": at }).to_string().into(),
+    };
+    world.objects.commit(vec![create(i64::MAX)]).await.unwrap();
+    assert!(
+        admin.post(VCIS, &named("x")).await.fails(409)["message"]
+            .as_str()
+            .unwrap()
+            .contains("being deleted")
+    );
+    world.remove(&guards, "", "default").await;
+    world.objects.commit(vec![create(0)]).await.unwrap();
+    admin.post(VCIS, &named("x")).await.good();
+    assert!(world.objects.get(&key).await.unwrap().is_none());
+}
