@@ -3,7 +3,11 @@
 //! All cases share one store of the tenants' group; each has a tenant of its own, and none expects a particular
 //! revision to start at. They compare revisions with what the store itself said before.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "this is test code that other crates run")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "this is test code that other crates run"
+)]
 
 mod helpers;
 mod kv;

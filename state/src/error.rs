@@ -57,7 +57,10 @@ pub enum StoreError {
     #[error("key not found, so that its value or lease cannot be kept")]
     KeyNotFound,
     /// More operations than [`crate::machine::MAX_TXN_OPS`].
-    #[error("too many operations in one transaction, at most {} are allowed", crate::machine::MAX_TXN_OPS)]
+    #[error(
+        "too many operations in one transaction, at most {} are allowed",
+        crate::machine::MAX_TXN_OPS
+    )]
     TooManyOps,
     /// One transaction changes a key twice.
     #[error("a transaction changes one key twice")]
@@ -142,16 +145,23 @@ impl StoreError {
 
     /// Whether a write that ended with this error may have taken effect.
     pub fn outcome_unknown(&self) -> bool {
-        matches!(self, Self::LeaderChanged | Self::Timeout | Self::Stopped | Self::Storage(_) | Self::Unknown { .. })
+        matches!(
+            self,
+            Self::LeaderChanged | Self::Timeout | Self::Stopped | Self::Storage(_) | Self::Unknown { .. }
+        )
     }
 
     /// gRPC code and etcd's text for it.
     pub fn status(&self) -> Status {
         let (code, text) = match self {
-            Self::Compacted { .. } => (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted"),
-            Self::FutureRevision { .. } => {
-                (Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision")
-            }
+            Self::Compacted { .. } => (
+                Code::OutOfRange,
+                "etcdserver: mvcc: required revision has been compacted",
+            ),
+            Self::FutureRevision { .. } => (
+                Code::OutOfRange,
+                "etcdserver: mvcc: required revision is a future revision",
+            ),
             Self::EmptyKey => (Code::InvalidArgument, "etcdserver: key is not provided"),
             Self::ValueProvided => (Code::InvalidArgument, "etcdserver: value is provided"),
             Self::LeaseProvided => (Code::InvalidArgument, "etcdserver: lease is provided"),
@@ -181,17 +191,38 @@ impl StoreError {
 
     /// The form in which a leader hands the error to a follower.
     pub fn to_refusal(&self) -> Refusal {
-        let plain = |code| Refusal { code, ..Refusal::default() };
-        let text = |code, text: &str| Refusal { code, text: text.to_owned(), ..Refusal::default() };
+        let plain = |code| Refusal {
+            code,
+            ..Refusal::default()
+        };
+        let text = |code, text: &str| Refusal {
+            code,
+            text: text.to_owned(),
+            ..Refusal::default()
+        };
         match self {
-            Self::Compacted { floor } => Refusal { code: 1, first: *floor, ..Refusal::default() },
-            Self::FutureRevision { current } => Refusal { code: 2, first: *current, ..Refusal::default() },
-            Self::Fenced { tenant, epoch, fence } => {
-                Refusal { code: 3, first: epoch.cast_signed(), second: fence.cast_signed(), text: tenant.clone() }
-            }
-            Self::WrongGroup { asked, here } => {
-                Refusal { code: 4, first: i64::from(asked.0), second: i64::from(here.0), text: String::new() }
-            }
+            Self::Compacted { floor } => Refusal {
+                code: 1,
+                first: *floor,
+                ..Refusal::default()
+            },
+            Self::FutureRevision { current } => Refusal {
+                code: 2,
+                first: *current,
+                ..Refusal::default()
+            },
+            Self::Fenced { tenant, epoch, fence } => Refusal {
+                code: 3,
+                first: epoch.cast_signed(),
+                second: fence.cast_signed(),
+                text: tenant.clone(),
+            },
+            Self::WrongGroup { asked, here } => Refusal {
+                code: 4,
+                first: i64::from(asked.0),
+                second: i64::from(here.0),
+                text: String::new(),
+            },
             Self::InvalidTenant(tenant) => text(5, tenant),
             Self::EmptyKey => plain(6),
             Self::ValueProvided => plain(7),
@@ -218,13 +249,25 @@ impl StoreError {
 
     /// Reads what [`StoreError::to_refusal`] made, also of a newer version.
     pub fn from_refusal(refusal: Refusal) -> Self {
-        let Refusal { code, first, second, text } = refusal;
+        let Refusal {
+            code,
+            first,
+            second,
+            text,
+        } = refusal;
         let group = |n: i64| GroupId(u32::try_from(n).unwrap_or(u32::MAX));
         match code {
             1 => Self::Compacted { floor: first },
             2 => Self::FutureRevision { current: first },
-            3 => Self::Fenced { tenant: text, epoch: first.cast_unsigned(), fence: second.cast_unsigned() },
-            4 => Self::WrongGroup { asked: group(first), here: group(second) },
+            3 => Self::Fenced {
+                tenant: text,
+                epoch: first.cast_unsigned(),
+                fence: second.cast_unsigned(),
+            },
+            4 => Self::WrongGroup {
+                asked: group(first),
+                here: group(second),
+            },
             5 => Self::InvalidTenant(text),
             6 => Self::EmptyKey,
             7 => Self::ValueProvided,
@@ -265,8 +308,15 @@ mod tests {
         vec![
             E::Compacted { floor: 7 },
             E::FutureRevision { current: 9 },
-            E::Fenced { tenant: "t".into(), epoch: 3, fence: u64::MAX },
-            E::WrongGroup { asked: GroupId(1), here: GroupId(0) },
+            E::Fenced {
+                tenant: "t".into(),
+                epoch: 3,
+                fence: u64::MAX,
+            },
+            E::WrongGroup {
+                asked: GroupId(1),
+                here: GroupId(0),
+            },
             E::InvalidTenant(String::new()),
             E::EmptyKey,
             E::ValueProvided,
@@ -287,7 +337,10 @@ mod tests {
             E::Stopped,
             E::Storage("disk".into()),
             E::Corrupt("index".into()),
-            E::Unknown { code: 99, text: "new".into() },
+            E::Unknown {
+                code: 99,
+                text: "new".into(),
+            },
         ]
     }
 
@@ -304,10 +357,19 @@ mod tests {
     #[test]
     fn the_texts_that_clients_match_on() {
         let cases = [
-            (StoreError::Compacted { floor: 1 }, "etcdserver: mvcc: required revision has been compacted"),
-            (StoreError::FutureRevision { current: 1 }, "etcdserver: mvcc: required revision is a future revision"),
+            (
+                StoreError::Compacted { floor: 1 },
+                "etcdserver: mvcc: required revision has been compacted",
+            ),
+            (
+                StoreError::FutureRevision { current: 1 },
+                "etcdserver: mvcc: required revision is a future revision",
+            ),
             (StoreError::NoLeader, "etcdserver: no leader"),
-            (StoreError::DuplicateKey, "etcdserver: duplicate key given in txn request"),
+            (
+                StoreError::DuplicateKey,
+                "etcdserver: duplicate key given in txn request",
+            ),
             (StoreError::LeaseNotFound, "etcdserver: requested lease not found"),
         ];
         for (error, text) in cases {

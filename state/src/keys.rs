@@ -191,7 +191,10 @@ pub(crate) fn event_key(space_prefix: &[u8], revision: i64, sub: u32) -> Vec<u8>
 /// Reads what follows the space's prefix in family `rev`.
 pub(crate) fn split_event_key(rest: &[u8]) -> Option<(i64, u32)> {
     let (revision, sub) = rest.split_at_checked(8)?;
-    Some((i64::from_be_bytes(revision.try_into().ok()?), u32::from_be_bytes(sub.try_into().ok()?)))
+    Some((
+        i64::from_be_bytes(revision.try_into().ok()?),
+        u32::from_be_bytes(sub.try_into().ok()?),
+    ))
 }
 
 /// Key in family `lease`.
@@ -216,13 +219,21 @@ pub fn namespace_prefix(kind: &KindName, namespace: &str) -> String {
 
 /// Key of an object: `/registry/<group>/<resource>/<namespace>/<name>`, without namespace for cluster-scoped kinds.
 pub fn object_key(kind: &KindName, namespace: &str, name: &str) -> String {
-    if namespace.is_empty() { kind_prefix(kind) + name } else { namespace_prefix(kind, namespace) + name }
+    if namespace.is_empty() {
+        kind_prefix(kind) + name
+    } else {
+        namespace_prefix(kind, namespace) + name
+    }
 }
 
 /// Namespace (empty for cluster-scoped kinds) and name in an object's key.
 pub fn split_object_key<'a>(kind: &KindName, key: &'a [u8]) -> Option<(&'a str, &'a str)> {
     let rest = std::str::from_utf8(key).ok()?.strip_prefix(&kind_prefix(kind))?;
-    if kind.namespaced { rest.split_once('/') } else { Some(("", rest)) }
+    if kind.namespaced {
+        rest.split_once('/')
+    } else {
+        Some(("", rest))
+    }
 }
 
 #[cfg(test)]
@@ -241,8 +252,14 @@ mod tests {
     #[test]
     fn object_keys_round_trip() {
         let key = object_key(&VIRTUAL_CLUSTER_INSTANCES, "p-default", "demo");
-        assert_eq!(key, "/registry/management.loft.sh/virtualclusterinstances/p-default/demo");
-        assert_eq!(split_object_key(&VIRTUAL_CLUSTER_INSTANCES, key.as_bytes()), Some(("p-default", "demo")));
+        assert_eq!(
+            key,
+            "/registry/management.loft.sh/virtualclusterinstances/p-default/demo"
+        );
+        assert_eq!(
+            split_object_key(&VIRTUAL_CLUSTER_INSTANCES, key.as_bytes()),
+            Some(("p-default", "demo"))
+        );
         let key = object_key(&PROJECTS, "", "default");
         assert_eq!(split_object_key(&PROJECTS, key.as_bytes()), Some(("", "default")));
         assert_eq!(split_object_key(&PROJECTS, b"/registry/other/x"), None);

@@ -59,7 +59,9 @@ pub struct LocalParts {
 
 impl std::fmt::Debug for LocalParts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LocalParts").field("writer", &self.writer).finish_non_exhaustive()
+        f.debug_struct("LocalParts")
+            .field("writer", &self.writer)
+            .finish_non_exhaustive()
     }
 }
 
@@ -76,14 +78,34 @@ impl LocalStore {
     pub fn open(group: GroupId, parts: LocalParts) -> Result<Arc<Self>, StoreError> {
         let machine = Arc::new(Machine::open(group, parts.writer.engine().clone())?);
         let (queue, proposals) = mpsc::channel(QUEUE);
-        let store = Arc::new(Self { machine: machine.clone(), queue, parts: parts.clone() });
+        let store = Arc::new(Self {
+            machine: machine.clone(),
+            queue,
+            parts: parts.clone(),
+        });
         let shutdown = parts.supervisor.shutdown_token();
-        let committer = Committer { machine: machine.clone(), writer: parts.writer.clone(), in_flight: FuturesOrdered::new() };
+        let committer = Committer {
+            machine: machine.clone(),
+            writer: parts.writer.clone(),
+            in_flight: FuturesOrdered::new(),
+        };
         let task = committer.run(proposals, shutdown.clone());
-        parts.supervisor.spawn(TaskKind::Apply, format!("local store {group}"), async { Ok(task.await?) });
-        let keeper = Keeper { machine, queue: store.queue.downgrade(), clock: parts.clock.clone() };
+        parts
+            .supervisor
+            .spawn(TaskKind::Apply, format!("local store {group}"), async {
+                Ok(task.await?)
+            });
+        let keeper = Keeper {
+            machine,
+            queue: store.queue.downgrade(),
+            clock: parts.clock.clone(),
+        };
         let task = keeper.run(shutdown);
-        parts.supervisor.spawn(TaskKind::BestEffort, format!("keeper of local store {group}"), async { Ok(task.await?) });
+        parts
+            .supervisor
+            .spawn(TaskKind::BestEffort, format!("keeper of local store {group}"), async {
+                Ok(task.await?)
+            });
         Ok(store)
     }
 
@@ -102,7 +124,10 @@ impl LocalStore {
 /// Puts a command through the queue.
 async fn propose(queue: &mpsc::Sender<Proposal>, command: Command) -> Result<Answer, StoreError> {
     let (answer, wait) = oneshot::channel();
-    queue.send(Proposal { command, answer }).await.map_err(|_| StoreError::Stopped)?;
+    queue
+        .send(Proposal { command, answer })
+        .await
+        .map_err(|_| StoreError::Stopped)?;
     match wait.await.map_err(|_| StoreError::Stopped)??.answer {
         Some(Answer::Refusal(refusal)) => Err(StoreError::from_refusal(refusal)),
         Some(answer) => Ok(answer),
@@ -173,7 +198,11 @@ impl Committer {
         self.in_flight.push_back(Box::pin(async move {
             let stopped = || EngineError::Stopped("the log writer has ended".to_owned());
             let result = wait.await.unwrap_or_else(|_| Err(stopped()));
-            Written { staged, waiting, result }
+            Written {
+                staged,
+                waiting,
+                result,
+            }
         }));
         Ok(())
     }
@@ -243,12 +272,18 @@ impl Keeper {
             return Ok(None);
         };
         let at = self.clock.wall().as_millis();
-        Ok(Some(propose(&queue, Machine::command(at, &KeySpace::Registry, None, op)).await?))
+        Ok(Some(
+            propose(&queue, Machine::command(at, &KeySpace::Registry, None, op)).await?,
+        ))
     }
 
     /// False: the store is gone.
     async fn expire(&self) -> Result<bool, StoreError> {
-        while self.machine.next_deadline().is_some_and(|deadline| deadline <= self.clock.wall().as_millis()) {
+        while self
+            .machine
+            .next_deadline()
+            .is_some_and(|deadline| deadline <= self.clock.wall().as_millis())
+        {
             let op = Op::ExpireLeases(command::ExpireLeases { limit: EXPIRE });
             match self.propose(op).await? {
                 Some(Answer::Expired(expired)) if expired.leases > 0 => {}
@@ -303,7 +338,10 @@ impl Store for LocalStore {
     ) -> Result<pb::LeaseGrantResponse, StoreError> {
         for _ in 0..ID_TRIES {
             let chosen = if id == 0 { random_id(&self.parts.rng) } else { id };
-            let op = Op::LeaseGrant(command::LeaseGrant { id: chosen, ttl_seconds });
+            let op = Op::LeaseGrant(command::LeaseGrant {
+                id: chosen,
+                ttl_seconds,
+            });
             match self.propose(access, op).await {
                 Ok(Answer::LeaseGrant(answer)) => return Ok(answer),
                 Ok(_) => return Err(unexpected()),
@@ -315,14 +353,20 @@ impl Store for LocalStore {
     }
 
     async fn lease_revoke(&self, access: &Access, id: i64) -> Result<i64, StoreError> {
-        match self.propose(access, Op::LeaseRevoke(command::LeaseRevoke { id })).await? {
+        match self
+            .propose(access, Op::LeaseRevoke(command::LeaseRevoke { id }))
+            .await?
+        {
             Answer::Revision(revision) => Ok(revision),
             _ => Err(unexpected()),
         }
     }
 
     async fn lease_keep_alive(&self, access: &Access, id: i64) -> Result<pb::LeaseKeepAliveResponse, StoreError> {
-        match self.propose(access, Op::LeaseKeepAlive(command::LeaseKeepAlive { id })).await? {
+        match self
+            .propose(access, Op::LeaseKeepAlive(command::LeaseKeepAlive { id }))
+            .await?
+        {
             Answer::LeaseKeepAlive(answer) => Ok(answer),
             _ => Err(unexpected()),
         }
@@ -334,7 +378,8 @@ impl Store for LocalStore {
         id: i64,
         keys: bool,
     ) -> Result<pb::LeaseTimeToLiveResponse, StoreError> {
-        self.machine.lease_time_to_live(access, id, keys, self.parts.clock.wall().as_millis())
+        self.machine
+            .lease_time_to_live(access, id, keys, self.parts.clock.wall().as_millis())
     }
 
     async fn leases(&self, access: &Access) -> Result<Vec<i64>, StoreError> {
@@ -346,11 +391,15 @@ impl Store for LocalStore {
     }
 
     async fn set_fence(&self, tenant: &str, epoch: u64) -> Result<(), StoreError> {
-        self.propose(&Access::tenant(tenant), Op::SetFence(command::SetFence { epoch })).await.map(|_| ())
+        self.propose(&Access::tenant(tenant), Op::SetFence(command::SetFence { epoch }))
+            .await
+            .map(|_| ())
     }
 
     async fn drop_space(&self, tenant: &str) -> Result<(), StoreError> {
-        self.propose(&Access::tenant(tenant), Op::DropSpace(command::DropSpace {})).await.map(|_| ())
+        self.propose(&Access::tenant(tenant), Op::DropSpace(command::DropSpace {}))
+            .await
+            .map(|_| ())
     }
 
     async fn hash(&self, access: &Access) -> Result<SpaceHash, StoreError> {
@@ -369,11 +418,21 @@ impl Store for LocalStore {
 
     fn header(&self) -> pb::ResponseHeader {
         let group = u64::from(self.machine.group().0) + 1;
-        pb::ResponseHeader { cluster_id: group, member_id: 1, revision: self.revision(), raft_term: 1 }
+        pb::ResponseHeader {
+            cluster_id: group,
+            member_id: 1,
+            revision: self.revision(),
+            raft_term: 1,
+        }
     }
 
     fn status(&self) -> StoreStatus {
-        let pb::ResponseHeader { cluster_id, member_id, revision, raft_term } = self.header();
+        let pb::ResponseHeader {
+            cluster_id,
+            member_id,
+            revision,
+            raft_term,
+        } = self.header();
         let applied = revision.cast_unsigned();
         StoreStatus {
             cluster_id,

@@ -28,7 +28,11 @@ pub struct ObjectKey {
 impl ObjectKey {
     /// A namespaced object, or with an empty namespace a cluster-scoped one.
     pub fn new(kind: &KindName, namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { kind: *kind, namespace: namespace.into(), name: name.into() }
+        Self {
+            kind: *kind,
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     fn encode(&self) -> Result<Bytes, ObjectError> {
@@ -67,7 +71,14 @@ pub struct Stored {
 impl fmt::Debug for Stored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Values may hold sealed keys: they do not belong in a log.
-        write!(f, "Stored({}/{} at {}, {} bytes)", self.namespace, self.name, self.revision, self.value.len())
+        write!(
+            f,
+            "Stored({}/{} at {}, {} bytes)",
+            self.namespace,
+            self.name,
+            self.revision,
+            self.value.len()
+        )
     }
 }
 
@@ -198,7 +209,9 @@ pub struct Objects {
 
 impl fmt::Debug for Objects {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Objects").field("revision", &self.store.revision()).finish()
+        f.debug_struct("Objects")
+            .field("revision", &self.store.revision())
+            .finish()
     }
 }
 
@@ -224,9 +237,18 @@ impl Objects {
     }
 
     async fn read(&self, key: &ObjectKey, serializable: bool) -> Result<Option<Stored>, ObjectError> {
-        let req = pb::RangeRequest { key: key.encode()?, serializable, ..Default::default() };
+        let req = pb::RangeRequest {
+            key: key.encode()?,
+            serializable,
+            ..Default::default()
+        };
         let answer = self.store.range(&Access::registry(), req).await?;
-        answer.kvs.into_iter().next().map(|kv| stored(&key.kind, kv)).transpose()
+        answer
+            .kvs
+            .into_iter()
+            .next()
+            .map(|kv| stored(&key.kind, kv))
+            .transpose()
     }
 
     /// Lists a kind's objects, of one namespace or of all.
@@ -250,10 +272,19 @@ impl Objects {
         };
         let answer = self.store.range(&Access::registry(), req).await?;
         let now = answer.header.unwrap_or_default().revision;
-        let items = answer.kvs.into_iter().map(|kv| stored(kind, kv)).collect::<Result<Vec<_>, _>>()?;
+        let items = answer
+            .kvs
+            .into_iter()
+            .map(|kv| stored(kind, kv))
+            .collect::<Result<Vec<_>, _>>()?;
         let remaining = answer.count - i64::try_from(items.len()).unwrap_or(i64::MAX);
         let revision = if page.revision > 0 { page.revision } else { now };
-        Ok(List { items, revision, more: answer.more, remaining })
+        Ok(List {
+            items,
+            revision,
+            more: answer.more,
+            remaining,
+        })
     }
 
     /// Does all of `ops` at one revision, which is answered, or nothing. Without a change the answer is the present
@@ -266,16 +297,27 @@ impl Objects {
                 return Err(ObjectError::NoRevision(op.key().to_string()));
             }
             txn.compare.push(at_revision(key.clone(), op.expected()));
-            let read = pb::RangeRequest { key: key.clone(), ..Default::default() };
+            let read = pb::RangeRequest {
+                key: key.clone(),
+                ..Default::default()
+            };
             txn.failure.push(request(request_op::Request::RequestRange(read)));
             match op {
                 Op::Create { value, .. } | Op::Update { value, .. } => {
-                    let put = pb::PutRequest { key, value: value.clone(), ..Default::default() };
+                    let put = pb::PutRequest {
+                        key,
+                        value: value.clone(),
+                        ..Default::default()
+                    };
                     txn.success.push(request(request_op::Request::RequestPut(put)));
                 }
                 Op::Delete { .. } => {
-                    let delete = pb::DeleteRangeRequest { key, ..Default::default() };
-                    txn.success.push(request(request_op::Request::RequestDeleteRange(delete)));
+                    let delete = pb::DeleteRangeRequest {
+                        key,
+                        ..Default::default()
+                    };
+                    txn.success
+                        .push(request(request_op::Request::RequestDeleteRange(delete)));
                 }
                 Op::Require { .. } => {}
             }
@@ -304,7 +346,11 @@ impl Objects {
             ..Default::default()
         };
         let watch = self.store.watch(&Access::registry(), req).await?;
-        Ok(ObjectWatch { kind: *kind, watch, ready: VecDeque::new() })
+        Ok(ObjectWatch {
+            kind: *kind,
+            watch,
+            ready: VecDeque::new(),
+        })
     }
 }
 
@@ -335,7 +381,13 @@ fn stored(kind: &KindName, kv: pb::KeyValue) -> Result<Stored, ObjectError> {
         return Err(StoreError::Corrupt(format!("registry key {key:?} names no object of {}", kind.plural)).into());
     };
     let (namespace, name) = (namespace.to_owned(), name.to_owned());
-    Ok(Stored { namespace, name, value: kv.value, revision: kv.mod_revision, created: kv.create_revision })
+    Ok(Stored {
+        namespace,
+        name,
+        value: kv.value,
+        revision: kv.mod_revision,
+        created: kv.create_revision,
+    })
 }
 
 fn first_failure(ops: &[Op], responses: Vec<pb::ResponseOp>) -> Result<ObjectError, ObjectError> {
@@ -416,7 +468,11 @@ impl ObjectWatch {
 
     /// The revision up to which every change was yielded; none while some are still to come. What a bookmark says.
     pub fn progress(&self) -> Option<i64> {
-        if self.ready.is_empty() { self.watch.progress() } else { None }
+        if self.ready.is_empty() {
+            self.watch.progress()
+        } else {
+            None
+        }
     }
 }
 
@@ -424,8 +480,14 @@ fn object_event(kind: &KindName, event: pb::Event) -> Result<ObjectEvent, Object
     let old = event.prev_kv.map(|kv| stored(kind, kv)).transpose()?;
     let kv = event.kv.unwrap_or_default();
     if event.r#type == i32::from(pb::event::EventType::Put) {
-        return Ok(ObjectEvent::Put { new: stored(kind, kv)?, old });
+        return Ok(ObjectEvent::Put {
+            new: stored(kind, kv)?,
+            old,
+        });
     }
     let missing = || StoreError::Corrupt("a deletion without the object that was deleted".to_owned());
-    Ok(ObjectEvent::Deleted { old: old.ok_or_else(missing)?, revision: kv.mod_revision })
+    Ok(ObjectEvent::Deleted {
+        old: old.ok_or_else(missing)?,
+        revision: kv.mod_revision,
+    })
 }

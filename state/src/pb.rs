@@ -1,6 +1,12 @@
 //! Messages and services of the etcd v3 API, generated from our own `.proto` files, and the store's commands.
 
-#[expect(missing_docs, clippy::all, clippy::allow_attributes_without_reason, unreachable_pub, reason = "generated code")]
+#[expect(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    unreachable_pub,
+    reason = "generated code"
+)]
 mod generated {
     pub mod mvccpb {
         tonic::include_proto!("mvccpb");
@@ -17,8 +23,8 @@ mod generated {
     }
 }
 
+pub use command::{Command, Outcome};
 pub use generated::etcdserverpb::*;
-pub use generated::mvccpb::{Event, KeyValue, event};
 /// What goes through a group's log, and what it answers.
 pub use generated::hanse::state::v1 as command;
-pub use command::{Command, Outcome};
+pub use generated::mvccpb::{Event, KeyValue, event};

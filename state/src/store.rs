@@ -24,12 +24,18 @@ pub struct Access {
 impl Access {
     /// The control plane's own access to the registry.
     pub fn registry() -> Self {
-        Self { space: KeySpace::Registry, epoch: None }
+        Self {
+            space: KeySpace::Registry,
+            epoch: None,
+        }
     }
 
     /// Access to a tenant's space without a host epoch: the control plane's own, or an operator's.
     pub fn tenant(id: impl Into<String>) -> Self {
-        Self { space: KeySpace::Tenant(id.into()), epoch: None }
+        Self {
+            space: KeySpace::Tenant(id.into()),
+            epoch: None,
+        }
     }
 
     /// The same access by a host epoch.
@@ -168,8 +174,19 @@ pub trait Store: Send + Sync + 'static {
     /// What every answer of the etcd API starts with. Cheap, unlike [`Store::status`], which may ask the engine: a
     /// store under load answers this one itself.
     fn header(&self) -> pb::ResponseHeader {
-        let StoreStatus { cluster_id, member_id, revision, term, .. } = self.status();
-        pb::ResponseHeader { cluster_id, member_id, revision, raft_term: term }
+        let StoreStatus {
+            cluster_id,
+            member_id,
+            revision,
+            term,
+            ..
+        } = self.status();
+        pb::ResponseHeader {
+            cluster_id,
+            member_id,
+            revision,
+            raft_term: term,
+        }
     }
 }
 

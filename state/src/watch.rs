@@ -44,7 +44,9 @@ impl Watch {
 
 impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watch").field("created", &self.created).finish_non_exhaustive()
+        f.debug_struct("Watch")
+            .field("created", &self.created)
+            .finish_non_exhaustive()
     }
 }
 

@@ -62,18 +62,37 @@ async fn a_restart_keeps_floors_fences_leases_and_past_events() {
     let store = fixture.store.clone();
     assert_eq!(store.revision(), third);
     let stale = access.clone().with_epoch(4);
-    assert!(matches!(store.range(&stale, range("a")).await, Err(StoreError::Fenced { fence: 5, .. })));
-    assert!(matches!(store.range(&Access::tenant("gone"), range("a")).await, Err(StoreError::Fenced { .. })));
+    assert!(matches!(
+        store.range(&stale, range("a")).await,
+        Err(StoreError::Fenced { fence: 5, .. })
+    ));
+    assert!(matches!(
+        store.range(&Access::tenant("gone"), range("a")).await,
+        Err(StoreError::Fenced { .. })
+    ));
     let mut past = range("a");
     past.revision = first;
-    assert_eq!(store.range(&access, past).await, Err(StoreError::Compacted { floor: second }));
+    assert_eq!(
+        store.range(&access, past).await,
+        Err(StoreError::Compacted { floor: second })
+    );
     assert_eq!(store.leases(&access).await.unwrap(), [42]);
     let left = store.lease_time_to_live(&access, 42, true).await.unwrap();
-    assert!((590..=600).contains(&left.ttl), "a lease gets its whole time again: {left:?}");
-    let req = WatchRequest { key: "a".into(), start_revision: second, prev_kv: true, ..Default::default() };
+    assert!(
+        (590..=600).contains(&left.ttl),
+        "a lease gets its whole time again: {left:?}"
+    );
+    let req = WatchRequest {
+        key: "a".into(),
+        start_revision: second,
+        prev_kv: true,
+        ..Default::default()
+    };
     let mut watch = store.watch(&access, req).await.unwrap();
     for (revision, value, before) in [(second, "2", "1"), (third, "3", "2")] {
-        let Some(WatchItem::Events { revision: at, events }) = watch.next().await else { panic!() };
+        let Some(WatchItem::Events { revision: at, events }) = watch.next().await else {
+            panic!()
+        };
         assert_eq!(at, revision);
         assert_eq!(events[0].kv.as_ref().unwrap().value, value);
         assert_eq!(events[0].prev_kv.as_ref().unwrap().value, before);
@@ -102,9 +121,17 @@ async fn compacted_versions_leave_the_engine() {
     };
     timeout(&clock, Duration::from_secs(10), pruned).await.expect("pruned");
     // What is left is what can still be read or watched, with the values before.
-    let req = WatchRequest { key: "k".into(), range_end: "l".into(), start_revision: revision, prev_kv: true, ..Default::default() };
+    let req = WatchRequest {
+        key: "k".into(),
+        range_end: "l".into(),
+        start_revision: revision,
+        prev_kv: true,
+        ..Default::default()
+    };
     let mut watch = store.watch(&access, req).await.unwrap();
-    let Some(WatchItem::Events { events, .. }) = watch.next().await else { panic!() };
+    let Some(WatchItem::Events { events, .. }) = watch.next().await else {
+        panic!()
+    };
     assert!(events[0].prev_kv.is_some());
     drop((store, watch));
     fixture.stop().await;
@@ -114,11 +141,17 @@ async fn compacted_versions_leave_the_engine() {
 async fn watches_end_when_the_store_stops() {
     let fixture = Fixture::memory();
     let access = Access::tenant("t");
-    let req = WatchRequest { key: "a".into(), ..Default::default() };
+    let req = WatchRequest {
+        key: "a".into(),
+        ..Default::default()
+    };
     let mut watch = fixture.store.watch(&access, req).await.unwrap();
     fixture.supervisor.shut_down(Duration::from_secs(5)).await;
     assert_eq!(watch.next().await, Some(WatchItem::Lagged));
     assert_eq!(watch.next().await, None);
-    let txn = hanse_state::pb::TxnRequest { success: vec![common::put_op("a", "1")], ..Default::default() };
+    let txn = hanse_state::pb::TxnRequest {
+        success: vec![common::put_op("a", "1")],
+        ..Default::default()
+    };
     assert_eq!(fixture.store.txn(&access, txn).await, Err(StoreError::Stopped));
 }

@@ -22,7 +22,9 @@ pub struct Tenant {
 
 impl std::fmt::Debug for Tenant {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tenant").field("access", &self.access).finish_non_exhaustive()
+        f.debug_struct("Tenant")
+            .field("access", &self.access)
+            .finish_non_exhaustive()
     }
 }
 
@@ -37,15 +39,27 @@ pub(super) fn bytes(text: &str) -> Bytes {
 }
 
 pub(super) fn range(key: &str, end: &str) -> pb::RangeRequest {
-    pb::RangeRequest { key: bytes(key), range_end: bytes(end), ..Default::default() }
+    pb::RangeRequest {
+        key: bytes(key),
+        range_end: bytes(end),
+        ..Default::default()
+    }
 }
 
 pub(super) fn put(key: &str, value: &str) -> pb::PutRequest {
-    pb::PutRequest { key: bytes(key), value: bytes(value), ..Default::default() }
+    pb::PutRequest {
+        key: bytes(key),
+        value: bytes(value),
+        ..Default::default()
+    }
 }
 
 pub(super) fn delete(key: &str, end: &str) -> pb::DeleteRangeRequest {
-    pb::DeleteRangeRequest { key: bytes(key), range_end: bytes(end), prev_kv: true }
+    pb::DeleteRangeRequest {
+        key: bytes(key),
+        range_end: bytes(end),
+        prev_kv: true,
+    }
 }
 
 pub(super) fn op(request: Request) -> pb::RequestOp {
@@ -74,19 +88,32 @@ pub(super) fn mod_is(key: &str, revision: i64) -> pb::Compare {
     }
 }
 
-pub(super) fn txn(compare: Vec<pb::Compare>, success: Vec<pb::RequestOp>, failure: Vec<pb::RequestOp>) -> pb::TxnRequest {
-    pb::TxnRequest { compare, success, failure }
+pub(super) fn txn(
+    compare: Vec<pb::Compare>,
+    success: Vec<pb::RequestOp>,
+    failure: Vec<pb::RequestOp>,
+) -> pb::TxnRequest {
+    pb::TxnRequest {
+        compare,
+        success,
+        failure,
+    }
 }
 
 pub(super) fn keys(kvs: &[pb::KeyValue]) -> Vec<String> {
-    kvs.iter().map(|kv| String::from_utf8_lossy(&kv.key).into_owned()).collect()
+    kvs.iter()
+        .map(|kv| String::from_utf8_lossy(&kv.key).into_owned())
+        .collect()
 }
 
 /// `key=value@revision` of a put, `-key@revision` of a deletion, with `<value` of the key before.
 pub(super) fn show(event: &pb::Event) -> String {
     let kv = event.kv.as_ref().unwrap();
     let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
-    let before = event.prev_kv.as_ref().map_or(String::new(), |kv| format!("<{}", text(&kv.value)));
+    let before = event
+        .prev_kv
+        .as_ref()
+        .map_or(String::new(), |kv| format!("<{}", text(&kv.value)));
     match event.r#type() {
         pb::event::EventType::Put => format!("{}={}{before}", text(&kv.key), text(&kv.value)),
         pb::event::EventType::Delete => format!("-{}{before}", text(&kv.key)),
@@ -95,13 +122,22 @@ pub(super) fn show(event: &pb::Event) -> String {
 
 pub(super) fn all_from(key: &str, start_revision: i64) -> WatchRequest {
     let (key, range_end) = (bytes(key), bytes("\0"));
-    WatchRequest { key, range_end, start_revision, prev_kv: true, ..Default::default() }
+    WatchRequest {
+        key,
+        range_end,
+        start_revision,
+        prev_kv: true,
+        ..Default::default()
+    }
 }
 
 impl Tenant {
     /// A tenant that nobody else uses.
     pub fn new(store: Arc<dyn Store>, id: String) -> Self {
-        Self { store, access: Access::tenant(id) }
+        Self {
+            store,
+            access: Access::tenant(id),
+        }
     }
 
     pub(super) async fn try_txn(&self, req: pb::TxnRequest) -> Result<pb::TxnResponse, StoreError> {

@@ -18,8 +18,14 @@ pub(super) async fn spaces_are_apart(a: &Tenant, b: &Tenant) {
     a.put("same", "2").await;
     let floor = a.put("compact_rev_key", "1").await;
     a.compact(floor).await.unwrap();
-    let past = pb::RangeRequest { revision: second, ..range("same", "") };
-    assert!(matches!(a.try_range(past.clone()).await, Err(StoreError::Compacted { .. })));
+    let past = pb::RangeRequest {
+        revision: second,
+        ..range("same", "")
+    };
+    assert!(matches!(
+        a.try_range(past.clone()).await,
+        Err(StoreError::Compacted { .. })
+    ));
     assert_eq!(b.range(past).await.kvs[0].value, "of b");
     assert_eq!(b.get("compact_rev_key").await, None);
     a.store.lease_grant(&a.access, 5, 600).await.unwrap();
@@ -36,19 +42,43 @@ pub(super) async fn fence(t: &Tenant) {
     let id = t.access.space.tenant().to_owned();
     let write = |epoch: u64| {
         let access = t.access.clone().with_epoch(epoch);
-        async move { t.store.txn(&access, txn(vec![], vec![put_op("a", &epoch.to_string())], vec![])).await }
+        async move {
+            t.store
+                .txn(&access, txn(vec![], vec![put_op("a", &epoch.to_string())], vec![]))
+                .await
+        }
     };
     assert!(write(1).await.is_ok());
     soon("fence", t.store.set_fence(&id, 3)).await.unwrap();
-    assert_eq!(write(2).await, Err(StoreError::Fenced { tenant: id.clone(), epoch: 2, fence: 3 }));
+    assert_eq!(
+        write(2).await,
+        Err(StoreError::Fenced {
+            tenant: id.clone(),
+            epoch: 2,
+            fence: 3
+        })
+    );
     assert!(write(3).await.is_ok());
     soon("fence", t.store.set_fence(&id, 2)).await.unwrap();
     assert!(write(2).await.is_err(), "a fence only grows");
     let stale = t.access.clone().with_epoch(2);
-    assert!(matches!(t.store.range(&stale, range("a", "")).await, Err(StoreError::Fenced { .. })));
-    assert!(matches!(t.store.compact(&stale, 1).await, Err(StoreError::Fenced { .. })));
-    assert!(matches!(t.store.lease_grant(&stale, 0, 60).await, Err(StoreError::Fenced { .. })));
-    assert_eq!(t.get("a").await.unwrap().value, "3", "the control plane itself has no epoch");
+    assert!(matches!(
+        t.store.range(&stale, range("a", "")).await,
+        Err(StoreError::Fenced { .. })
+    ));
+    assert!(matches!(
+        t.store.compact(&stale, 1).await,
+        Err(StoreError::Fenced { .. })
+    ));
+    assert!(matches!(
+        t.store.lease_grant(&stale, 0, 60).await,
+        Err(StoreError::Fenced { .. })
+    ));
+    assert_eq!(
+        t.get("a").await.unwrap().value,
+        "3",
+        "the control plane itself has no epoch"
+    );
 }
 
 pub(super) async fn dropped(t: &Tenant) {
@@ -58,12 +88,20 @@ pub(super) async fn dropped(t: &Tenant) {
     soon("drop", t.store.drop_space(t.access.space.tenant())).await.unwrap();
     assert!(matches!(events.item().await, Some(WatchItem::Compacted { .. })));
     let after = t.try_txn(txn(vec![], vec![put_op("a", "2")], vec![])).await;
-    assert!(matches!(after, Err(StoreError::Fenced { fence: u64::MAX, .. })), "{after:?}");
-    assert!(matches!(t.try_range(range("a", "")).await, Err(StoreError::Fenced { .. })));
+    assert!(
+        matches!(after, Err(StoreError::Fenced { fence: u64::MAX, .. })),
+        "{after:?}"
+    );
+    assert!(matches!(
+        t.try_range(range("a", "")).await,
+        Err(StoreError::Fenced { .. })
+    ));
     let host = t.access.clone().with_epoch(u64::MAX - 1);
     let late = t.store.txn(&host, txn(vec![], vec![put_op("a", "3")], vec![])).await;
     assert!(matches!(late, Err(StoreError::Fenced { .. })));
-    soon("drop", t.store.drop_space(t.access.space.tenant())).await.expect("dropping twice is no error");
+    soon("drop", t.store.drop_space(t.access.space.tenant()))
+        .await
+        .expect("dropping twice is no error");
 }
 
 pub(super) async fn hashes(a: &Tenant, b: &Tenant) {

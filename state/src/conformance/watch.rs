@@ -15,7 +15,12 @@ pub(super) async fn past_and_present(t: &Tenant) {
     let mut from_third = t.watch(all_from("\0", third)).await;
     assert_eq!(from_third.take(2).await, all[2..]);
     let mut now = t.watch(all_from("\0", 0)).await;
-    let mut single = t.watch(WatchRequest { key: bytes("b"), ..Default::default() }).await;
+    let mut single = t
+        .watch(WatchRequest {
+            key: bytes("b"),
+            ..Default::default()
+        })
+        .await;
     t.put("a", "4").await;
     t.put("b", "1").await;
     for watch in [&mut from_first, &mut from_third, &mut now] {
@@ -29,11 +34,26 @@ pub(super) async fn past_and_present(t: &Tenant) {
 
 pub(super) async fn atomic_and_filtered(t: &Tenant) {
     t.put("m3", "old").await;
-    let mut watch = t.watch(WatchRequest { key: bytes("m"), range_end: bytes("n"), ..all_from("m", 0) }).await;
-    let filtered = |no_put: bool, no_delete: bool| WatchRequest { no_put, no_delete, ..all_from("\0", 0) };
+    let mut watch = t
+        .watch(WatchRequest {
+            key: bytes("m"),
+            range_end: bytes("n"),
+            ..all_from("m", 0)
+        })
+        .await;
+    let filtered = |no_put: bool, no_delete: bool| WatchRequest {
+        no_put,
+        no_delete,
+        ..all_from("\0", 0)
+    };
     let mut puts = t.watch(filtered(false, true)).await;
     let mut deletes = t.watch(filtered(true, false)).await;
-    let ops = vec![put_op("m2", "1"), put_op("x", "1"), delete_op("m3", ""), put_op("m1", "1")];
+    let ops = vec![
+        put_op("m2", "1"),
+        put_op("x", "1"),
+        delete_op("m3", ""),
+        put_op("m1", "1"),
+    ];
     let revision = t.txn(txn(vec![], ops, vec![])).await.header.unwrap().revision;
     let of = |events: &[&str]| (revision, events.iter().map(ToString::to_string).collect::<Vec<_>>());
     assert_eq!(watch.next().await, of(&["m2=1", "-m3<old", "m1=1"]));
@@ -68,7 +88,11 @@ pub(super) async fn compacted(t: &Tenant) {
 pub(super) async fn future(t: &Tenant) {
     let now = t.put("a", "1").await;
     let mut ahead = t.watch(all_from("\0", now + 3)).await;
-    assert_eq!(ahead.watch.progress(), None, "a watch from the future says nothing before its start");
+    assert_eq!(
+        ahead.watch.progress(),
+        None,
+        "a watch from the future says nothing before its start"
+    );
     let mut last = now;
     // Other tenants of the group may take revisions meanwhile.
     while last < now + 3 {
@@ -80,7 +104,12 @@ pub(super) async fn future(t: &Tenant) {
 
 pub(super) async fn progress(t: &Tenant) {
     let mut watch = t.watch(all_from("\0", 0)).await;
-    let mut elsewhere = t.watch(WatchRequest { key: bytes("elsewhere"), ..Default::default() }).await;
+    let mut elsewhere = t
+        .watch(WatchRequest {
+            key: bytes("elsewhere"),
+            ..Default::default()
+        })
+        .await;
     let before = watch.watch.progress().expect("a fresh watch is up to date");
     let revision = t.put("a", "1").await;
     assert!(revision > before);
@@ -95,7 +124,12 @@ pub(super) async fn progress(t: &Tenant) {
     assert_eq!(watch.take(1).await, ["a=1"]);
     assert!(watch.watch.progress().is_some_and(|progress| progress >= revision));
     // Asked for, progress comes by itself.
-    let mut idle = t.watch(WatchRequest { progress: true, ..all_from("quiet", 0) }).await;
+    let mut idle = t
+        .watch(WatchRequest {
+            progress: true,
+            ..all_from("quiet", 0)
+        })
+        .await;
     match idle.item().await {
         Some(WatchItem::Progress { revision: at }) => assert!(at >= revision),
         other => panic!("{other:?} instead of progress"),
@@ -114,7 +148,11 @@ pub(super) async fn slow_reader(t: &Tenant) {
             t.put(&format!("k{:02}", i % 50), &format!("{i:05}")).await;
         }
     };
-    soon("writes", futures::future::join_all((0..10).map(|i| batch(i * REVISIONS / 10)))).await;
+    soon(
+        "writes",
+        futures::future::join_all((0..10).map(|i| batch(i * REVISIONS / 10))),
+    )
+    .await;
     let mut last: BTreeMap<String, String> = BTreeMap::new();
     let mut seen = 0;
     while seen < REVISIONS {

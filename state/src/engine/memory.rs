@@ -29,7 +29,11 @@ impl MemoryEngine {
 }
 
 fn upper(to: &[u8]) -> Bound<&[u8]> {
-    if to.is_empty() { Bound::Unbounded } else { Bound::Excluded(to) }
+    if to.is_empty() {
+        Bound::Unbounded
+    } else {
+        Bound::Excluded(to)
+    }
 }
 
 fn is_empty_range(from: &[u8], to: &[u8]) -> bool {
@@ -53,7 +57,10 @@ impl MemoryCursor<'_> {
         self.current = if is_empty_range(from_key, &self.to) {
             None
         } else {
-            family.range::<[u8], _>((from, upper(&self.to))).next().map(|(k, v)| (k.clone(), v.clone()))
+            family
+                .range::<[u8], _>((from, upper(&self.to)))
+                .next()
+                .map(|(k, v)| (k.clone(), v.clone()))
         };
     }
 }
@@ -163,7 +170,9 @@ impl Engine for MemoryEngine {
 
     fn snapshot<'a>(&'a self) -> Box<dyn Reader + 'a> {
         let locked = self.families.each_ref().map(RwLock::read);
-        Box::new(MemorySnapshot { families: locked.map(|family| RwLock::new(family.clone())) })
+        Box::new(MemorySnapshot {
+            families: locked.map(|family| RwLock::new(family.clone())),
+        })
     }
 
     fn size(&self) -> u64 {

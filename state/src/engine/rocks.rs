@@ -6,8 +6,8 @@
 use super::{BatchOp, Cf, Cursor, Engine, EngineError, Reader, WriteBatch};
 use bytes::Bytes;
 use rocksdb::{
-    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRawIteratorWithThreadMode,
-    DBRecoveryMode, LogLevel, Options, ReadOptions, SnapshotWithThreadMode, WriteOptions,
+    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DB, DBCompressionType,
+    DBRawIteratorWithThreadMode, DBRecoveryMode, LogLevel, Options, ReadOptions, SnapshotWithThreadMode, WriteOptions,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -25,7 +25,11 @@ pub struct RocksOptions {
 
 impl Default for RocksOptions {
     fn default() -> Self {
-        Self { block_cache: 256 << 20, max_wal: 512 << 20, memtable: 64 << 20 }
+        Self {
+            block_cache: 256 << 20,
+            max_wal: 512 << 20,
+            memtable: 64 << 20,
+        }
     }
 }
 
@@ -89,15 +93,25 @@ impl RocksEngine {
     pub fn open(path: &Path, options: &RocksOptions) -> Result<Self, EngineError> {
         let cache = Cache::new_lru_cache(options.block_cache);
         let families = Cf::ALL.map(|cf| ColumnFamilyDescriptor::new(cf.name(), family_options(cf, options, &cache)));
-        let db = DB::open_cf_descriptors(&database_options(options), path, families)
-            .map_err(|error| EngineError::Open { path: path.display().to_string(), detail: error.to_string() })?;
+        let db =
+            DB::open_cf_descriptors(&database_options(options), path, families).map_err(|error| EngineError::Open {
+                path: path.display().to_string(),
+                detail: error.to_string(),
+            })?;
         let mut sync = WriteOptions::default();
         sync.set_sync(true);
-        Ok(Self { db, sync, no_sync: WriteOptions::default() })
+        Ok(Self {
+            db,
+            sync,
+            no_sync: WriteOptions::default(),
+        })
     }
 
     fn family(&self, cf: Cf) -> Result<Arc<BoundColumnFamily<'_>>, EngineError> {
-        let missing = || EngineError::Read { family: cf.name(), detail: "the family does not exist".to_owned() };
+        let missing = || EngineError::Read {
+            family: cf.name(),
+            detail: "the family does not exist".to_owned(),
+        };
         self.db.cf_handle(cf.name()).ok_or_else(missing)
     }
 
@@ -117,17 +131,27 @@ impl RocksEngine {
             read.set_snapshot(snapshot);
         }
         let raw = self.db.raw_iterator_cf_opt(&self.family(cf)?, read);
-        Ok(RocksCursor { raw, cf, empty: !to.is_empty() && from >= to })
+        Ok(RocksCursor {
+            raw,
+            cf,
+            empty: !to.is_empty() && from >= to,
+        })
     }
 
     fn get_with(&self, cf: Cf, key: &[u8], read: &ReadOptions) -> Result<Option<Bytes>, EngineError> {
-        let found = self.db.get_pinned_cf_opt(&self.family(cf)?, key, read).map_err(|error| read_error(cf, &error))?;
+        let found = self
+            .db
+            .get_pinned_cf_opt(&self.family(cf)?, key, read)
+            .map_err(|error| read_error(cf, &error))?;
         Ok(found.map(|value| Bytes::copy_from_slice(&value)))
     }
 }
 
 fn read_error(cf: Cf, error: &rocksdb::Error) -> EngineError {
-    EngineError::Read { family: cf.name(), detail: error.to_string() }
+    EngineError::Read {
+        family: cf.name(),
+        detail: error.to_string(),
+    }
 }
 
 struct RocksCursor<'a> {
@@ -176,7 +200,9 @@ fn last(mut cursor: RocksCursor<'_>) -> Result<Option<(Bytes, Bytes)>, EngineErr
     }
     cursor.raw.seek_to_last();
     cursor.check()?;
-    Ok(cursor.current().map(|(key, value)| (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))))
+    Ok(cursor
+        .current()
+        .map(|(key, value)| (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))))
 }
 
 impl Reader for RocksEngine {
@@ -236,15 +262,22 @@ impl Engine for RocksEngine {
             }
         }
         let options = if sync { &self.sync } else { &self.no_sync };
-        self.db.write_opt(out, options).map_err(|error| EngineError::Write(error.to_string()))
+        self.db
+            .write_opt(out, options)
+            .map_err(|error| EngineError::Write(error.to_string()))
     }
 
     fn sync(&self) -> Result<(), EngineError> {
-        self.db.flush_wal(true).map_err(|error| EngineError::Write(error.to_string()))
+        self.db
+            .flush_wal(true)
+            .map_err(|error| EngineError::Write(error.to_string()))
     }
 
     fn snapshot<'a>(&'a self) -> Box<dyn Reader + 'a> {
-        Box::new(RocksSnapshot { engine: self, snapshot: self.db.snapshot() })
+        Box::new(RocksSnapshot {
+            engine: self,
+            snapshot: self.db.snapshot(),
+        })
     }
 
     fn size(&self) -> u64 {

@@ -6,11 +6,16 @@ use super::{Cf, Engine, Reader, WriteBatch};
 use bytes::Bytes;
 
 fn put(batch: &mut WriteBatch, cf: Cf, key: &'static str, value: &'static str) {
-    batch.put(cf, Bytes::from_static(key.as_bytes()), Bytes::from_static(value.as_bytes()));
+    batch.put(
+        cf,
+        Bytes::from_static(key.as_bytes()),
+        Bytes::from_static(value.as_bytes()),
+    );
 }
 
 fn text(pairs: &[(Bytes, Bytes)]) -> String {
-    let pair = |(key, value): &(Bytes, Bytes)| format!("{}={}", String::from_utf8_lossy(key), String::from_utf8_lossy(value));
+    let pair =
+        |(key, value): &(Bytes, Bytes)| format!("{}={}", String::from_utf8_lossy(key), String::from_utf8_lossy(value));
     pairs.iter().map(pair).collect::<Vec<_>>().join(" ")
 }
 
@@ -39,7 +44,10 @@ pub fn engine_suite(engine: &dyn Engine) {
     ] {
         assert_eq!(all(engine, Cf::Key, from, to), want, "{from} {to}");
         let last = engine.last(Cf::Key, from.as_bytes(), to.as_bytes()).unwrap();
-        assert_eq!(last.map_or(String::new(), |pair| text(&[pair])), want.rsplit(' ').next().unwrap());
+        assert_eq!(
+            last.map_or(String::new(), |pair| text(&[pair])),
+            want.rsplit(' ').next().unwrap()
+        );
     }
     assert_eq!(engine.scan(Cf::Key, b"", b"", 2).unwrap().len(), 2);
     cursors(engine);
@@ -58,7 +66,11 @@ fn cursors(engine: &dyn Engine) {
     cursor.advance().unwrap();
     assert_eq!(cursor.current(), None);
     cursor.seek(b"a").unwrap();
-    assert_eq!(cursor.current(), Some((b"b".as_slice(), b"2".as_slice())), "also downwards");
+    assert_eq!(
+        cursor.current(),
+        Some((b"b".as_slice(), b"2".as_slice())),
+        "also downwards"
+    );
 }
 
 fn snapshots(engine: &dyn Engine) {

@@ -28,7 +28,11 @@ pub struct WriterOptions {
 
 impl Default for WriterOptions {
     fn default() -> Self {
-        Self { queue: 8192, max_requests: 4096, max_bytes: 16 << 20 }
+        Self {
+            queue: 8192,
+            max_requests: 4096,
+            max_bytes: 16 << 20,
+        }
     }
 }
 
@@ -48,7 +52,9 @@ pub struct LogWriter {
 
 impl std::fmt::Debug for LogWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LogWriter").field("waiting", &(self.queue.max_capacity() - self.queue.capacity())).finish()
+        f.debug_struct("LogWriter")
+            .field("waiting", &(self.queue.max_capacity() - self.queue.capacity()))
+            .finish()
     }
 }
 
@@ -57,12 +63,22 @@ impl LogWriter {
     pub fn start(engine: SharedEngine, options: WriterOptions) -> Result<Self, EngineError> {
         let (queue, requests) = mpsc::channel(options.queue);
         let failed = Arc::new(Mutex::new(None));
-        let worker = Worker { engine: engine.clone(), requests, options, failed: failed.clone() };
+        let worker = Worker {
+            engine: engine.clone(),
+            requests,
+            options,
+            failed: failed.clone(),
+        };
         let thread = std::thread::Builder::new()
             .name("log-writer".to_owned())
             .spawn(move || worker.run())
             .map_err(|error| EngineError::Stopped(format!("cannot start the log writer's thread: {error}")))?;
-        Ok(Self { queue, failed, engine, thread: Arc::new(Mutex::new(Some(thread))) })
+        Ok(Self {
+            queue,
+            failed,
+            engine,
+            thread: Arc::new(Mutex::new(Some(thread))),
+        })
     }
 
     /// The engine that it writes to.
@@ -162,7 +178,11 @@ impl Worker {
         if let Some(error) = &*self.failed.lock() {
             return Err(error.clone());
         }
-        let result = if batch.is_empty() { self.engine.sync() } else { self.engine.write(batch, true) };
+        let result = if batch.is_empty() {
+            self.engine.sync()
+        } else {
+            self.engine.write(batch, true)
+        };
         if let Err(error) = &result {
             tracing::error!(%error, "storage failed, no more writes are taken until this process is started anew");
             *self.failed.lock() = Some(EngineError::Stopped(error.to_string()));

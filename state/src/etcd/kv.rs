@@ -10,9 +10,16 @@ impl Service {
     /// Does one operation as a transaction of its own.
     async fn single(&self, access: &Access, op: request_op::Request) -> Result<response_op::Response, Status> {
         let op = pb::RequestOp { request: Some(op) };
-        let txn = pb::TxnRequest { success: vec![op], ..Default::default() };
+        let txn = pb::TxnRequest {
+            success: vec![op],
+            ..Default::default()
+        };
         let answer = self.store.txn(access, txn).await.map_err(refused)?;
-        let response = answer.responses.into_iter().next().and_then(|response| response.response);
+        let response = answer
+            .responses
+            .into_iter()
+            .next()
+            .and_then(|response| response.response);
         response.ok_or_else(|| Status::internal("hanse: a transaction of one operation has no answer"))
     }
 }
@@ -48,7 +55,10 @@ impl Kv for Service {
         let access = self.access(&request)?;
         let request = request.into_inner();
         check_delete(&request).map_err(refused)?;
-        match self.single(&access, request_op::Request::RequestDeleteRange(request)).await? {
+        match self
+            .single(&access, request_op::Request::RequestDeleteRange(request))
+            .await?
+        {
             response_op::Response::ResponseDeleteRange(mut answer) => {
                 self.complete(&mut answer.header);
                 Ok(Response::new(answer))
@@ -71,7 +81,13 @@ impl Kv for Service {
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
         let access = self.access(&request)?;
-        let revision = self.store.compact(&access, request.into_inner().revision).await.map_err(refused)?;
-        Ok(Response::new(pb::CompactionResponse { header: self.header_at(revision) }))
+        let revision = self
+            .store
+            .compact(&access, request.into_inner().revision)
+            .await
+            .map_err(refused)?;
+        Ok(Response::new(pb::CompactionResponse {
+            header: self.header_at(revision),
+        }))
     }
 }

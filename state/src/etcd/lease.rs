@@ -24,8 +24,14 @@ impl Lease for Service {
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
         let access = self.access(&request)?;
-        let revision = self.store.lease_revoke(&access, request.into_inner().id).await.map_err(refused)?;
-        Ok(Response::new(pb::LeaseRevokeResponse { header: self.header_at(revision) }))
+        let revision = self
+            .store
+            .lease_revoke(&access, request.into_inner().id)
+            .await
+            .map_err(refused)?;
+        Ok(Response::new(pb::LeaseRevokeResponse {
+            header: self.header_at(revision),
+        }))
     }
 
     type LeaseKeepAliveStream = BoxStream<'static, Result<pb::LeaseKeepAliveResponse, Status>>;
@@ -55,7 +61,11 @@ impl Lease for Service {
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
         let access = self.access(&request)?;
         let pb::LeaseTimeToLiveRequest { id, keys } = request.into_inner();
-        let mut answer = self.store.lease_time_to_live(&access, id, keys).await.map_err(refused)?;
+        let mut answer = self
+            .store
+            .lease_time_to_live(&access, id, keys)
+            .await
+            .map_err(refused)?;
         self.complete(&mut answer.header);
         Ok(Response::new(answer))
     }

@@ -25,14 +25,21 @@ impl Maintenance for Service {
         if request.into_inner().action == i32::from(AlarmAction::Activate) {
             return Err(Status::unimplemented("hanse: alarms are raised by the store itself"));
         }
-        Ok(Response::new(pb::AlarmResponse { header: Some(self.store.header()), alarms: Vec::new() }))
+        Ok(Response::new(pb::AlarmResponse {
+            header: Some(self.store.header()),
+            alarms: Vec::new(),
+        }))
     }
 
     async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
         self.access(&request)?;
         let status = self.store.status();
         let db_size = i64::try_from(status.db_size).unwrap_or(i64::MAX);
-        let errors = if status.leader.is_none() { vec!["etcdserver: no leader".to_owned()] } else { Vec::new() };
+        let errors = if status.leader.is_none() {
+            vec!["etcdserver: no leader".to_owned()]
+        } else {
+            Vec::new()
+        };
         Ok(Response::new(pb::StatusResponse {
             header: Some(self.store.header()),
             version: VERSION.to_owned(),
@@ -51,7 +58,10 @@ impl Maintenance for Service {
     async fn hash(&self, request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
         let access = self.access(&request)?;
         let (hash, found) = self.space_hash(&access).await?;
-        Ok(Response::new(pb::HashResponse { header: self.header_at(found.revision), hash }))
+        Ok(Response::new(pb::HashResponse {
+            header: self.header_at(found.revision),
+            hash,
+        }))
     }
 
     async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
@@ -59,10 +69,15 @@ impl Maintenance for Service {
         let asked = request.into_inner().revision;
         let (hash, found) = self.space_hash(&access).await?;
         if asked > found.revision {
-            return Err(crate::StoreError::FutureRevision { current: found.revision }.status());
+            return Err(crate::StoreError::FutureRevision {
+                current: found.revision,
+            }
+            .status());
         }
         if asked > 0 && asked != found.revision {
-            return Err(Status::unimplemented("hanse: checksums are taken of the present revision only"));
+            return Err(Status::unimplemented(
+                "hanse: checksums are taken of the present revision only",
+            ));
         }
         Ok(Response::new(pb::HashKvResponse {
             header: self.header_at(found.revision),
@@ -82,7 +97,14 @@ impl Cluster for Service {
         self.access(&request)?;
         let header = self.store.header();
         // Clients are not to find other members by themselves: whoever took their call in does.
-        let member = pb::Member { id: header.member_id, name: MEMBER_NAME.to_owned(), ..Default::default() };
-        Ok(Response::new(pb::MemberListResponse { header: Some(header), members: vec![member] }))
+        let member = pb::Member {
+            id: header.member_id,
+            name: MEMBER_NAME.to_owned(),
+            ..Default::default()
+        };
+        Ok(Response::new(pb::MemberListResponse {
+            header: Some(header),
+            members: vec![member],
+        }))
     }
 }

@@ -62,7 +62,10 @@ impl Service {
     }
 
     fn header_at(&self, revision: i64) -> Option<pb::ResponseHeader> {
-        Some(pb::ResponseHeader { revision, ..self.store.header() })
+        Some(pb::ResponseHeader {
+            revision,
+            ..self.store.header()
+        })
     }
 }
 

@@ -94,7 +94,11 @@ impl Session {
 
     fn look_for_leader(&mut self) {
         self.round = self.service.clock.sleep(LEADER_ROUND);
-        self.leaderless = if self.service.store.has_leader() { 0 } else { self.leaderless + 1 };
+        self.leaderless = if self.service.store.has_leader() {
+            0
+        } else {
+            self.leaderless + 1
+        };
         if self.leaderless >= LEADERLESS_ROUNDS {
             self.out.push_back(Err(StoreError::NoLeader.status()));
         }
@@ -107,7 +111,11 @@ impl Session {
             Some(RequestUnion::ProgressRequest(_)) => {
                 if let Some(revision) = self.watches.progress() {
                     let header = self.service.header_at(revision);
-                    self.push(pb::WatchResponse { header, watch_id: NO_WATCH, ..empty() });
+                    self.push(pb::WatchResponse {
+                        header,
+                        watch_id: NO_WATCH,
+                        ..empty()
+                    });
                 }
             }
             None => {}
@@ -117,7 +125,12 @@ impl Session {
     fn cancel(&mut self, watch_id: i64) {
         if self.watches.remove(watch_id) {
             let header = Some(self.service.store.header());
-            self.push(pb::WatchResponse { header, watch_id, canceled: true, ..empty() });
+            self.push(pb::WatchResponse {
+                header,
+                watch_id,
+                canceled: true,
+                ..empty()
+            });
         }
     }
 
@@ -128,8 +141,17 @@ impl Session {
     fn refuse(&mut self, reason: impl Into<String>) {
         let header = Some(self.service.store.header());
         let cancel_reason = reason.into();
-        let answer = pb::WatchResponse { header, watch_id: NO_WATCH, created: true, canceled: true, ..empty() };
-        self.push(pb::WatchResponse { cancel_reason, ..answer });
+        let answer = pb::WatchResponse {
+            header,
+            watch_id: NO_WATCH,
+            created: true,
+            canceled: true,
+            ..empty()
+        };
+        self.push(pb::WatchResponse {
+            cancel_reason,
+            ..answer
+        });
     }
 
     async fn create(&mut self, create: pb::WatchCreateRequest) {
@@ -146,7 +168,12 @@ impl Session {
         match self.service.store.watch(&self.access, request).await {
             Ok(watch) => {
                 let header = self.service.header_at(watch.created());
-                self.push(pb::WatchResponse { header, watch_id: id, created: true, ..empty() });
+                self.push(pb::WatchResponse {
+                    header,
+                    watch_id: id,
+                    created: true,
+                    ..empty()
+                });
                 self.watches.insert(id, watch, create.fragment);
             }
             Err(error @ (StoreError::Fenced { .. } | StoreError::WrongGroup { .. } | StoreError::InvalidTenant(_))) => {
@@ -162,14 +189,26 @@ impl Session {
             WatchItem::Events { revision, events } => self.events(id, fragment, revision, events),
             WatchItem::Progress { revision } => {
                 let header = self.service.header_at(revision);
-                self.push(pb::WatchResponse { header, watch_id: id, ..empty() });
+                self.push(pb::WatchResponse {
+                    header,
+                    watch_id: id,
+                    ..empty()
+                });
             }
             WatchItem::Compacted { revision } => {
                 self.watches.remove(id);
                 let header = Some(self.service.store.header());
-                let cancel_reason = StoreError::Compacted { floor: revision }.status().message().to_owned();
-                let answer = pb::WatchResponse { header, watch_id: id, canceled: true, ..empty() };
-                self.push(pb::WatchResponse { compact_revision: revision, cancel_reason, ..answer });
+                // The revision is the reason: etcd gives no other.
+                let answer = pb::WatchResponse {
+                    header,
+                    watch_id: id,
+                    canceled: true,
+                    ..empty()
+                };
+                self.push(pb::WatchResponse {
+                    compact_revision: revision,
+                    ..answer
+                });
             }
             // The end of the whole stream lets the client's library go on by itself, with all its watches, from
             // where each of them was; a cancelled watch would not.
@@ -184,14 +223,21 @@ impl Session {
                 break;
             }
             match self.watches.ready(id) {
-                Some(WatchItem::Events { revision: next, events: mut more }) => {
+                Some(WatchItem::Events {
+                    revision: next,
+                    events: mut more,
+                }) => {
                     bytes += size(&more);
                     events.append(&mut more);
                     revision = next;
                 }
                 Some(other) => {
                     self.answer(id, fragment, revision, events, bytes);
-                    return self.items(Tagged { id, fragment, item: other });
+                    return self.items(Tagged {
+                        id,
+                        fragment,
+                        item: other,
+                    });
                 }
                 None => break,
             }
@@ -202,7 +248,12 @@ impl Session {
     fn answer(&mut self, id: i64, fragment: bool, revision: i64, events: Vec<pb::Event>, bytes: usize) {
         let header = self.service.header_at(revision);
         if !fragment || bytes < FRAGMENT_BYTES {
-            return self.push(pb::WatchResponse { header, watch_id: id, events, ..empty() });
+            return self.push(pb::WatchResponse {
+                header,
+                watch_id: id,
+                events,
+                ..empty()
+            });
         }
         let mut part = Vec::new();
         let mut bytes = 0;
@@ -217,9 +268,20 @@ impl Session {
             part.push(event);
         }
         for events in parts {
-            self.push(pb::WatchResponse { header, watch_id: id, fragment: true, events, ..empty() });
+            self.push(pb::WatchResponse {
+                header,
+                watch_id: id,
+                fragment: true,
+                events,
+                ..empty()
+            });
         }
-        self.push(pb::WatchResponse { header, watch_id: id, events: part, ..empty() });
+        self.push(pb::WatchResponse {
+            header,
+            watch_id: id,
+            events: part,
+            ..empty()
+        });
     }
 }
 
@@ -234,13 +296,17 @@ fn size(events: &[pb::Event]) -> usize {
 /// What a client asks for, or why it cannot be had.
 fn watch_request(create: &pb::WatchCreateRequest) -> Result<WatchRequest, String> {
     use pb::watch_create_request::FilterType;
-    let key = if create.key.is_empty() { Bytes::from_static(&[0]) } else { create.key.clone() };
+    if create.start_revision < 0 {
+        return Err(StoreError::Compacted { floor: 0 }.status().message().to_owned());
+    }
+    let key = if create.key.is_empty() {
+        Bytes::from_static(&[0])
+    } else {
+        create.key.clone()
+    };
     let range_end = create.range_end.clone();
     if !range_end.is_empty() && range_end.as_ref() != [0] && key >= range_end {
         return Err("mvcc: watcher range is empty".to_owned());
-    }
-    if create.start_revision < 0 {
-        return Err(StoreError::Compacted { floor: 0 }.status().message().to_owned());
     }
     let filters = |kind: FilterType| create.filters.contains(&i32::from(kind));
     Ok(WatchRequest {

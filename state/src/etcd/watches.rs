@@ -38,9 +38,11 @@ impl Stream for Member {
             return Poll::Ready(None);
         };
         match watch.poll_next_unpin(context) {
-            Poll::Ready(item) => {
-                Poll::Ready(item.map(|item| Tagged { id: self.id, fragment: self.fragment, item }))
-            }
+            Poll::Ready(item) => Poll::Ready(item.map(|item| Tagged {
+                id: self.id,
+                fragment: self.fragment,
+                item,
+            })),
             Poll::Pending => {
                 slot.waker = Some(context.waker().clone());
                 Poll::Pending
@@ -75,7 +77,10 @@ impl Watches {
     }
 
     pub(crate) fn insert(&mut self, id: i64, watch: Watch, fragment: bool) {
-        let slot = Arc::new(Mutex::new(Slot { watch: Some(watch), waker: None }));
+        let slot = Arc::new(Mutex::new(Slot {
+            watch: Some(watch),
+            waker: None,
+        }));
         self.slots.insert(id, slot.clone());
         self.members.push(Member { id, fragment, slot });
     }

@@ -37,7 +37,11 @@ pub fn check_put(req: &pb::PutRequest) -> Result<(), StoreError> {
 
 /// Checks a delete request.
 pub fn check_delete(req: &pb::DeleteRangeRequest) -> Result<(), StoreError> {
-    if req.key.is_empty() { Err(StoreError::EmptyKey) } else { Ok(()) }
+    if req.key.is_empty() {
+        Err(StoreError::EmptyKey)
+    } else {
+        Ok(())
+    }
 }
 
 /// Checks a transaction.
@@ -142,7 +146,10 @@ mod tests {
     }
 
     fn put(key: &'static str) -> pb::RequestOp {
-        op(Request::RequestPut(pb::PutRequest { key: key.into(), ..Default::default() }))
+        op(Request::RequestPut(pb::PutRequest {
+            key: key.into(),
+            ..Default::default()
+        }))
     }
 
     fn delete(key: &'static str, end: &'static str) -> pb::RequestOp {
@@ -154,11 +161,19 @@ mod tests {
     }
 
     fn nested(success: Vec<pb::RequestOp>, failure: Vec<pb::RequestOp>) -> pb::RequestOp {
-        op(Request::RequestTxn(pb::TxnRequest { compare: vec![], success, failure }))
+        op(Request::RequestTxn(pb::TxnRequest {
+            compare: vec![],
+            success,
+            failure,
+        }))
     }
 
     fn check(success: Vec<pb::RequestOp>) -> Result<(), StoreError> {
-        check_txn(&pb::TxnRequest { compare: vec![], success, failure: vec![] })
+        check_txn(&pb::TxnRequest {
+            compare: vec![],
+            success,
+            failure: vec![],
+        })
     }
 
     #[test]
@@ -168,8 +183,14 @@ mod tests {
         assert_eq!(check(vec![put("b"), delete("a", "c")]), Err(StoreError::DuplicateKey));
         assert_eq!(check(vec![delete("a", "c"), delete("b", "d")]), Ok(()));
         assert_eq!(check(vec![nested(vec![put("a")], vec![put("a")])]), Ok(()));
-        assert_eq!(check(vec![put("a"), nested(vec![], vec![put("a")])]), Err(StoreError::DuplicateKey));
-        assert_eq!(check(vec![delete("a", ""), nested(vec![put("a")], vec![])]), Err(StoreError::DuplicateKey));
+        assert_eq!(
+            check(vec![put("a"), nested(vec![], vec![put("a")])]),
+            Err(StoreError::DuplicateKey)
+        );
+        assert_eq!(
+            check(vec![delete("a", ""), nested(vec![put("a")], vec![])]),
+            Err(StoreError::DuplicateKey)
+        );
     }
 
     #[test]
@@ -177,7 +198,10 @@ mod tests {
         let puts = |n: usize| (0..n).map(|_| delete("a", "")).collect::<Vec<_>>();
         assert_eq!(check(puts(MAX_TXN_OPS)), Ok(()));
         assert_eq!(check(puts(MAX_TXN_OPS + 1)), Err(StoreError::TooManyOps));
-        assert_eq!(check(vec![nested(puts(MAX_TXN_OPS), vec![])]), Err(StoreError::TooManyOps));
+        assert_eq!(
+            check(vec![nested(puts(MAX_TXN_OPS), vec![])]),
+            Err(StoreError::TooManyOps)
+        );
         assert_eq!(check(vec![put("")]), Err(StoreError::EmptyKey));
     }
 }

@@ -51,15 +51,25 @@ impl Machine {
                 None => return Err(StoreError::Compacted { floor: space.floor() }),
             }
         }
-        Ok(SpaceHash { hash: sum.0, revision, floor })
+        Ok(SpaceHash {
+            hash: sum.0,
+            revision,
+            floor,
+        })
     }
 }
 
 fn collect(space: &Space, floor: i64, revision: i64) -> Vec<(Bytes, Version)> {
     let index = space.index.read();
     let published = |(key, versions): (&Bytes, &[Version])| {
-        let seen = versions.iter().position(|version| version.modified > revision).unwrap_or(versions.len());
-        kept(&versions[..seen], floor).iter().map(|version| (key.clone(), *version)).collect::<Vec<_>>()
+        let seen = versions
+            .iter()
+            .position(|version| version.modified > revision)
+            .unwrap_or(versions.len());
+        kept(&versions[..seen], floor)
+            .iter()
+            .map(|version| (key.clone(), *version))
+            .collect::<Vec<_>>()
     };
     index.histories().flat_map(published).collect()
 }

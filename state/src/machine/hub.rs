@@ -42,7 +42,12 @@ pub(crate) struct Change {
 
 impl Change {
     pub(crate) fn new(kv: pb::KeyValue, deleted: bool, previous: Option<Version>) -> Self {
-        Self { kv, deleted, previous, loaded: OnceLock::new() }
+        Self {
+            kv,
+            deleted,
+            previous,
+            loaded: OnceLock::new(),
+        }
     }
 
     /// With the value before at hand.
@@ -64,7 +69,10 @@ pub(crate) struct Commit {
 
 impl Commit {
     fn bytes(&self) -> usize {
-        self.changes.iter().map(|change| change.kv.key.len() + change.kv.value.len() + 64).sum()
+        self.changes
+            .iter()
+            .map(|change| change.kv.key.len() + change.kv.value.len() + 64)
+            .sum()
     }
 }
 
@@ -192,8 +200,15 @@ impl Hub {
         let mut watchers = self.watchers.lock();
         let id = watchers.next_id;
         watchers.next_id += 1;
-        let inbox = Arc::new(Mutex::new(Inbox { active: true, ..Inbox::default() }));
-        let watcher = Watcher { id, progress, inbox: inbox.clone() };
+        let inbox = Arc::new(Mutex::new(Inbox {
+            active: true,
+            ..Inbox::default()
+        }));
+        let watcher = Watcher {
+            id,
+            progress,
+            inbox: inbox.clone(),
+        };
         watchers.ranges.entry(range.clone()).or_default().push(watcher);
         (id, inbox, shared.revision())
     }
@@ -240,16 +255,33 @@ impl Subscription {
     pub(crate) fn new(shared: Arc<Shared>, space: Arc<Space>, request: WatchRequest) -> (i64, Self) {
         let range = KeyRange::new(&request.key, &request.range_end);
         let (id, inbox, created) = space.hub.join(&range, request.progress, &shared);
-        let next = if request.start_revision > 0 { request.start_revision } else { created + 1 };
+        let next = if request.start_revision > 0 {
+            request.start_revision
+        } else {
+            created + 1
+        };
         let (ready, replay, ended) = (VecDeque::new(), None, false);
-        let mut this = Self { shared, space, range, request, id, inbox, next, ready, replay, ended };
+        let mut this = Self {
+            shared,
+            space,
+            range,
+            request,
+            id,
+            inbox,
+            next,
+            ready,
+            replay,
+            ended,
+        };
         this.replay_to(created);
         (created, this)
     }
 
     fn replay_to(&mut self, revision: i64) {
         if self.next < self.space.floor() {
-            self.end(WatchItem::Compacted { revision: self.space.floor() });
+            self.end(WatchItem::Compacted {
+                revision: self.space.floor(),
+            });
         } else if self.next <= revision {
             let (shared, space) = (self.shared.clone(), self.space.clone());
             let (range, request, from) = (self.range.clone(), self.request.clone(), self.next);
@@ -324,7 +356,9 @@ impl Subscription {
                 match self.events(&commit) {
                     Some(events) if events.is_empty() => {}
                     Some(events) => self.ready.push_back(WatchItem::Events { revision, events }),
-                    None => self.end(WatchItem::Compacted { revision: self.space.floor() }),
+                    None => self.end(WatchItem::Compacted {
+                        revision: self.space.floor(),
+                    }),
                 }
                 self.next = revision + 1;
             }
@@ -336,7 +370,11 @@ impl Subscription {
         let mut events = Vec::new();
         for change in &commit.changes {
             if wanted(&self.request, &self.range, &change.kv.key, change.deleted) {
-                let prev_kv = if self.request.prev_kv { self.previous(change)? } else { None };
+                let prev_kv = if self.request.prev_kv {
+                    self.previous(change)?
+                } else {
+                    None
+                };
                 events.push(event(change.kv.clone(), change.deleted, prev_kv));
             }
         }
@@ -370,8 +408,16 @@ pub(crate) fn wanted(request: &WatchRequest, range: &KeyRange, key: &[u8], delet
 
 /// An event in the form of the API.
 pub(crate) fn event(kv: pb::KeyValue, deleted: bool, prev_kv: Option<pb::KeyValue>) -> pb::Event {
-    let kind = if deleted { pb::event::EventType::Delete } else { pb::event::EventType::Put };
-    pb::Event { r#type: kind.into(), kv: Some(kv), prev_kv }
+    let kind = if deleted {
+        pb::event::EventType::Delete
+    } else {
+        pb::event::EventType::Put
+    };
+    pb::Event {
+        r#type: kind.into(),
+        kv: Some(kv),
+        prev_kv,
+    }
 }
 
 impl Stream for Subscription {

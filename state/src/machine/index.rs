@@ -25,7 +25,13 @@ pub(crate) struct Version {
 
 impl Version {
     pub(crate) fn tombstone(modified: i64) -> Self {
-        Self { modified, created: 0, version: 0, lease: 0, size: 0 }
+        Self {
+            modified,
+            created: 0,
+            version: 0,
+            lease: 0,
+            size: 0,
+        }
     }
 
     pub(crate) fn is_tombstone(&self) -> bool {
@@ -108,7 +114,11 @@ impl History {
         let Some(before) = versions.iter().rposition(|version| version.modified < floor) else {
             return Vec::new();
         };
-        let cut = if versions[before].is_tombstone() { before + 1 } else { before };
+        let cut = if versions[before].is_tombstone() {
+            before + 1
+        } else {
+            before
+        };
         if cut == 0 {
             return Vec::new();
         }
@@ -222,7 +232,13 @@ mod tests {
     use super::*;
 
     fn put(modified: i64) -> Version {
-        Version { modified, created: 1, version: 1, lease: 0, size: 0 }
+        Version {
+            modified,
+            created: 1,
+            version: 1,
+            lease: 0,
+            size: 0,
+        }
     }
 
     fn index(versions: &[Version]) -> Index {
@@ -240,7 +256,14 @@ mod tests {
         for key in ["a", "b", "c"] {
             index.push(&b(key), put(2));
         }
-        let cases = [("a", "", "a"), ("a", "c", "ab"), ("b", "\0", "bc"), ("c", "a", ""), ("b", "b", ""), ("x", "", "")];
+        let cases = [
+            ("a", "", "a"),
+            ("a", "c", "ab"),
+            ("b", "\0", "bc"),
+            ("c", "a", ""),
+            ("b", "b", ""),
+            ("x", "", ""),
+        ];
         for (key, end, want) in cases {
             let range = KeyRange::new(&b(key), &b(end));
             let found: Vec<_> = index.range(&range, 2).map(|(key, _)| key.clone()).collect();
@@ -267,7 +290,10 @@ mod tests {
             let before: Vec<_> = kept(versions, floor).iter().map(|version| version.modified).collect();
             assert_eq!(before, want);
             index.prune(&Bytes::new(), floor, 10);
-            let left: Vec<_> = index.histories().flat_map(|(_, v)| v.iter().map(|v| v.modified)).collect();
+            let left: Vec<_> = index
+                .histories()
+                .flat_map(|(_, v)| v.iter().map(|v| v.modified))
+                .collect();
             assert_eq!(left, want);
             assert_eq!(index.len(), usize::from(!want.is_empty()));
         }

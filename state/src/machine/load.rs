@@ -19,7 +19,10 @@ const FIRST_REVISION: i64 = 1;
 pub(crate) fn load(group: GroupId, engine: &dyn Reader) -> Result<(StateRecord, Spaces), StoreError> {
     let state = match engine.get(Cf::Meta, &keys::meta_key(group, keys::META_STATE))? {
         Some(raw) => StateRecord::decode(&raw)?,
-        None => StateRecord { revision: FIRST_REVISION, last_at: 0 },
+        None => StateRecord {
+            revision: FIRST_REVISION,
+            last_at: 0,
+        },
     };
     let mut spaces = Spaces::new();
     load_records(group, engine, &mut spaces)?;
@@ -37,7 +40,9 @@ fn load_records(group: GroupId, engine: &dyn Reader, spaces: &mut Spaces) -> Res
     let from = keys::meta_key(group, keys::META_SPACE);
     let mut cursor = engine.cursor(Cf::Meta, &from, &keys::prefix_end(&from))?;
     while let Some((key, value)) = cursor.current() {
-        let tenant = key.get(from.len()..).and_then(|tenant| std::str::from_utf8(tenant).ok());
+        let tenant = key
+            .get(from.len()..)
+            .and_then(|tenant| std::str::from_utf8(tenant).ok());
         let tenant = tenant.ok_or_else(|| StoreError::Corrupt("a space's record has a malformed key".to_owned()))?;
         let name = KeySpace::from_tenant(tenant)?;
         spaces.insert(name.clone(), Arc::new(Space::new(name, SpaceRecord::decode(value)?)));
@@ -52,7 +57,10 @@ fn load_leases(group: GroupId, engine: &dyn Reader, spaces: &mut Spaces) -> Resu
     while let Some((key, value)) = cursor.current() {
         let split = KeySpace::split(key).and_then(|(name, rest)| Some((name, keys::split_lease_key(rest)?)));
         let (name, id) = split.ok_or_else(|| StoreError::Corrupt("a lease has a malformed key".to_owned()))?;
-        let lease = Lease { record: LeaseRecord::decode(value)?, keys: BTreeSet::new() };
+        let lease = Lease {
+            record: LeaseRecord::decode(value)?,
+            keys: BTreeSet::new(),
+        };
         space(spaces, &name).leases.lock().insert(id, lease);
         cursor.advance()?;
     }
@@ -84,7 +92,9 @@ fn load_versions(group: GroupId, engine: &dyn Reader, spaces: &mut Spaces, revis
     while let Some((raw_key, value)) = cursor.current() {
         let malformed = || StoreError::Corrupt("a version has a malformed key".to_owned());
         // Most versions are of the space before: its prefix is compared, not decoded.
-        let same = gathered.as_ref().filter(|before| raw_key.starts_with(&before.space.prefix));
+        let same = gathered
+            .as_ref()
+            .filter(|before| raw_key.starts_with(&before.space.prefix));
         let (space, rest) = match same {
             Some(before) => (before.space.clone(), &raw_key[before.space.prefix.len()..]),
             None => {
@@ -101,7 +111,11 @@ fn load_versions(group: GroupId, engine: &dyn Reader, spaces: &mut Spaces, revis
         match &mut gathered {
             Some(before) if Arc::ptr_eq(&before.space, &space) && before.key == key => before.versions.push(version),
             _ => {
-                let next = Gathered { space, key, versions: vec![version] };
+                let next = Gathered {
+                    space,
+                    key,
+                    versions: vec![version],
+                };
                 if let Some(before) = gathered.replace(next) {
                     before.finish();
                 }

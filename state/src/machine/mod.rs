@@ -98,7 +98,10 @@ pub struct Machine {
 
 impl std::fmt::Debug for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Machine").field("group", &self.shared.group).field("revision", &self.revision()).finish()
+        f.debug_struct("Machine")
+            .field("group", &self.shared.group)
+            .field("revision", &self.revision())
+            .finish()
     }
 }
 
@@ -128,7 +131,10 @@ impl Machine {
             spaces: RwLock::new(spaces),
             gate: RwLock::default(),
         });
-        Ok(Self { shared, stage: Mutex::new(stage) })
+        Ok(Self {
+            shared,
+            stage: Mutex::new(stage),
+        })
     }
 
     /// The group.
@@ -143,7 +149,10 @@ impl Machine {
 
     /// The marker that the last applied batch was written with.
     pub fn marker(&self) -> Result<Option<Bytes>, StoreError> {
-        Ok(self.shared.engine.get(Cf::Meta, &keys::meta_key(self.shared.group, keys::META_MARKER))?)
+        Ok(self
+            .shared
+            .engine
+            .get(Cf::Meta, &keys::meta_key(self.shared.group, keys::META_MARKER))?)
     }
 
     /// Stages commands, writes the batch without a sync, and publishes it. The marker is written in the same batch, so
@@ -169,7 +178,9 @@ impl Machine {
             match stage.run(&self.shared, command) {
                 Ok(answer) => outcomes.push(Outcome { answer: Some(answer) }),
                 Err(Fault::Refused(error)) => {
-                    outcomes.push(Outcome { answer: Some(Answer::Refusal(error.to_refusal())) });
+                    outcomes.push(Outcome {
+                        answer: Some(Answer::Refusal(error.to_refusal())),
+                    });
                 }
                 Err(Fault::Fatal(error)) => {
                     stage.failed = Some(error.clone());
@@ -177,11 +188,18 @@ impl Machine {
                 }
             }
         }
-        let state = StateRecord { revision: stage.revision, last_at: stage.last_at };
+        let state = StateRecord {
+            revision: stage.revision,
+            last_at: stage.last_at,
+        };
         let group = self.shared.group;
-        stage.batch.put(Cf::Meta, keys::meta_key(group, keys::META_STATE), state.encode());
+        stage
+            .batch
+            .put(Cf::Meta, keys::meta_key(group, keys::META_STATE), state.encode());
         if let Some(marker) = marker {
-            stage.batch.put(Cf::Meta, keys::meta_key(group, keys::META_MARKER), marker);
+            stage
+                .batch
+                .put(Cf::Meta, keys::meta_key(group, keys::META_MARKER), marker);
         }
         Ok(Staged {
             batch: std::mem::take(&mut stage.batch),
@@ -197,14 +215,18 @@ impl Machine {
     pub fn publish(&self, staged: Staged) -> Vec<Outcome> {
         let published = &self.shared.published;
         for (space, commit) in &staged.commits {
-            space.hub.dispatch(commit, || published.store(commit.revision, Ordering::Release));
+            space
+                .hub
+                .dispatch(commit, || published.store(commit.revision, Ordering::Release));
         }
         for (space, floor) in staged.floors {
             space.publish_floor(floor);
         }
         for space in staged.dropped {
             *space.index.write() = index::Index::default();
-            space.hub.close(&WatchItem::Compacted { revision: space.floor() });
+            space.hub.close(&WatchItem::Compacted {
+                revision: space.floor(),
+            });
         }
         let mut stage = self.stage.lock();
         for (_, commit) in &staged.commits {
@@ -278,6 +300,12 @@ impl Machine {
     /// A command of the present format.
     pub fn command(at_millis: i64, space: &KeySpace, epoch: Option<u64>, op: command::command::Op) -> Command {
         let tenant = space.tenant().to_owned();
-        Command { version: COMMAND_VERSION, at_millis, tenant, epoch, op: Some(op) }
+        Command {
+            version: COMMAND_VERSION,
+            at_millis,
+            tenant,
+            epoch,
+            op: Some(op),
+        }
     }
 }

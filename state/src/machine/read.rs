@@ -23,7 +23,10 @@ impl Machine {
         access.space.check()?;
         let asked = access.space.group();
         if asked != self.shared.group {
-            return Err(StoreError::WrongGroup { asked, here: self.shared.group });
+            return Err(StoreError::WrongGroup {
+                asked,
+                here: self.shared.group,
+            });
         }
         let space = self.shared.space(&access.space);
         space.check_epoch(access.epoch)?;
@@ -39,7 +42,9 @@ impl Machine {
             Tried::Large | Tried::Again => {
                 let shared = self.shared.clone();
                 let work = move || range_blocking(&shared, &space, &req);
-                tokio::task::spawn_blocking(work).await.unwrap_or(Err(StoreError::Stopped))
+                tokio::task::spawn_blocking(work)
+                    .await
+                    .unwrap_or(Err(StoreError::Stopped))
             }
         }
     }
@@ -56,7 +61,10 @@ impl Machine {
             if let Some(answer) = path.read(&view, req)?
                 && space.floor() <= view.at
             {
-                return Ok(answer);
+                return Ok(pb::TxnResponse {
+                    header: header(view.revision),
+                    ..answer
+                });
             }
         }
         Err(StoreError::Compacted { floor: space.floor() })
@@ -93,12 +101,27 @@ impl Machine {
         let leases = space.leases.lock();
         let header = header(self.revision());
         let Some(lease) = leases.get(&id) else {
-            return Ok(pb::LeaseTimeToLiveResponse { header, id, ttl: -1, ..Default::default() });
+            return Ok(pb::LeaseTimeToLiveResponse {
+                header,
+                id,
+                ttl: -1,
+                ..Default::default()
+            });
         };
         let left = lease.record.deadline.saturating_sub(now_millis).max(0) / 1000;
-        let attached = if keys { lease.keys.iter().cloned().collect() } else { Vec::new() };
+        let attached = if keys {
+            lease.keys.iter().cloned().collect()
+        } else {
+            Vec::new()
+        };
         let ttl = left.min(lease.record.ttl);
-        Ok(pb::LeaseTimeToLiveResponse { header, id, ttl, granted_ttl: lease.record.ttl, keys: attached })
+        Ok(pb::LeaseTimeToLiveResponse {
+            header,
+            id,
+            ttl,
+            granted_ttl: lease.record.ttl,
+            keys: attached,
+        })
     }
 }
 
@@ -114,7 +137,14 @@ fn view<'a>(shared: &'a Shared, space: &'a Space) -> View<'a> {
     // In this order: a floor is published after the revisions below it.
     let floor = space.floor();
     let revision = shared.revision();
-    View { engine: shared.engine.as_ref(), space, pending: None, at: revision, revision, floor }
+    View {
+        engine: shared.engine.as_ref(),
+        space,
+        pending: None,
+        at: revision,
+        revision,
+        floor,
+    }
 }
 
 fn range_once(shared: &Shared, space: &Space, req: &pb::RangeRequest, most: usize) -> Result<Tried, StoreError> {

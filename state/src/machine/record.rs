@@ -58,7 +58,11 @@ fn head(kind: Option<u8>, numbers: &[i64], tail: usize) -> Vec<u8> {
 /// One version of a key, in family `key`.
 pub(crate) fn encode_version(version: &Version, value: &[u8]) -> Vec<u8> {
     let kind = if version.is_tombstone() { DELETE } else { PUT };
-    let mut out = head(Some(kind), &[version.created, version.version, version.lease], value.len());
+    let mut out = head(
+        Some(kind),
+        &[version.created, version.version, version.lease],
+        value.len(),
+    );
     out.extend_from_slice(value);
     out
 }
@@ -69,10 +73,18 @@ pub(crate) fn decode_version(raw: &[u8], modified: i64) -> Result<Version, Store
     let tombstone = fields.byte()? == DELETE;
     let (created, version, lease) = (fields.number()?, fields.number()?, fields.number()?);
     if tombstone != (version == 0) {
-        return Err(StoreError::Corrupt(format!("version record at revision {modified} contradicts itself")));
+        return Err(StoreError::Corrupt(format!(
+            "version record at revision {modified} contradicts itself"
+        )));
     }
     let size = u32::try_from(fields.rest.len()).unwrap_or(u32::MAX);
-    Ok(Version { modified, created, version, lease, size })
+    Ok(Version {
+        modified,
+        created,
+        version,
+        lease,
+        size,
+    })
 }
 
 /// The value of a version.
@@ -106,7 +118,12 @@ pub(crate) struct EventRecord {
 
 impl EventRecord {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let Version { created, version, lease, .. } = self.version;
+        let Version {
+            created,
+            version,
+            lease,
+            ..
+        } = self.version;
         let kind = if self.version.is_tombstone() { DELETE } else { PUT };
         let mut out = head(Some(kind), &[created, version, lease, self.previous], self.key.len());
         out.extend_from_slice(&self.key);
@@ -119,7 +136,17 @@ impl EventRecord {
         let (created, version, lease) = (fields.number()?, fields.number()?, fields.number()?);
         let previous = fields.number()?;
         let key = Bytes::copy_from_slice(&raw[EVENT_HEAD..]);
-        Ok(Self { version: Version { modified, created, version, lease, size: 0 }, previous, key })
+        Ok(Self {
+            version: Version {
+                modified,
+                created,
+                version,
+                lease,
+                size: 0,
+            },
+            previous,
+            key,
+        })
     }
 }
 
@@ -137,7 +164,10 @@ impl LeaseRecord {
 
     pub(crate) fn decode(raw: &[u8]) -> Result<Self, StoreError> {
         let mut fields = Fields::new("lease", raw)?;
-        Ok(Self { ttl: fields.number()?, deadline: fields.number()? })
+        Ok(Self {
+            ttl: fields.number()?,
+            deadline: fields.number()?,
+        })
     }
 }
 
@@ -155,7 +185,10 @@ impl StateRecord {
 
     pub(crate) fn decode(raw: &[u8]) -> Result<Self, StoreError> {
         let mut fields = Fields::new("state", raw)?;
-        Ok(Self { revision: fields.number()?, last_at: fields.number()? })
+        Ok(Self {
+            revision: fields.number()?,
+            last_at: fields.number()?,
+        })
     }
 }
 
@@ -173,7 +206,10 @@ impl SpaceRecord {
 
     pub(crate) fn decode(raw: &[u8]) -> Result<Self, StoreError> {
         let mut fields = Fields::new("space", raw)?;
-        Ok(Self { floor: fields.number()?, fence: fields.number()?.cast_unsigned() })
+        Ok(Self {
+            floor: fields.number()?,
+            fence: fields.number()?.cast_unsigned(),
+        })
     }
 }
 

@@ -58,7 +58,10 @@ fn read(
     from: i64,
     upto: i64,
 ) -> Result<(Vec<WatchItem>, i64), StoreError> {
-    let (start, end) = (keys::event_key(&space.prefix, from, 0), keys::event_key(&space.prefix, upto + 1, 0));
+    let (start, end) = (
+        keys::event_key(&space.prefix, from, 0),
+        keys::event_key(&space.prefix, upto + 1, 0),
+    );
     let mut cursor = shared.engine.cursor(Cf::Rev, &start, &end)?;
     let mut items = Vec::new();
     let mut events: (i64, Vec<pb::Event>) = (0, Vec::new());
@@ -78,7 +81,9 @@ fn read(
         if wanted(request, range, &record.key, deleted) {
             let Some(event) = build(shared, space, record, request.prev_kv)? else {
                 // The caller looks first whether the floor has moved past it.
-                return Err(StoreError::Corrupt(format!("the value of an event at revision {revision} is missing")));
+                return Err(StoreError::Corrupt(format!(
+                    "the value of an event at revision {revision} is missing"
+                )));
             };
             bytes += event.kv.as_ref().map_or(0, |kv| kv.value.len() + kv.key.len());
             events.1.push(event);
@@ -112,7 +117,11 @@ fn build(
         }
     }
     if version.is_tombstone() {
-        let kv = pb::KeyValue { key, mod_revision: version.modified, ..Default::default() };
+        let kv = pb::KeyValue {
+            key,
+            mod_revision: version.modified,
+            ..Default::default()
+        };
         return Ok(Some(event(kv, true, prev_kv)));
     }
     let Some(kv) = load_at(shared, space, &key, version.modified)? else {
@@ -126,7 +135,11 @@ fn load_at(shared: &Shared, space: &Space, key: &Bytes, revision: i64) -> Result
         return Ok(None);
     };
     let version = record::decode_version(&raw, revision)?;
-    Ok(Some(record::key_value(key.clone(), &version, record::version_value(&raw)?)))
+    Ok(Some(record::key_value(
+        key.clone(),
+        &version,
+        record::version_value(&raw)?,
+    )))
 }
 
 /// Reads the value of a version; none if it was compacted away.

@@ -56,7 +56,10 @@ impl Space {
             index: RwLock::default(),
             leases: Mutex::default(),
             hub: Hub::default(),
-            pruning: Mutex::new(Pruning { done: NO_FLOOR, running: None }),
+            pruning: Mutex::new(Pruning {
+                done: NO_FLOOR,
+                running: None,
+            }),
             floor: AtomicI64::new(record.floor),
             staged_floor: AtomicI64::new(record.floor),
             fence: AtomicU64::new(record.fence),
@@ -64,7 +67,10 @@ impl Space {
     }
 
     pub(crate) fn fresh_record() -> SpaceRecord {
-        SpaceRecord { floor: NO_FLOOR, fence: 0 }
+        SpaceRecord {
+            floor: NO_FLOOR,
+            fence: 0,
+        }
     }
 
     pub(crate) fn floor(&self) -> i64 {
@@ -92,7 +98,10 @@ impl Space {
     }
 
     pub(crate) fn record(&self) -> SpaceRecord {
-        SpaceRecord { floor: self.staged_floor(), fence: self.fence() }
+        SpaceRecord {
+            floor: self.staged_floor(),
+            fence: self.fence(),
+        }
     }
 
     /// Whether a caller of this epoch is still allowed in.
@@ -100,7 +109,11 @@ impl Space {
         let fence = self.fence();
         if fence == DROPPED || epoch.is_some_and(|epoch| epoch < fence) {
             let tenant = self.name.tenant().to_owned();
-            return Err(StoreError::Fenced { tenant, epoch: epoch.unwrap_or_default(), fence });
+            return Err(StoreError::Fenced {
+                tenant,
+                epoch: epoch.unwrap_or_default(),
+                fence,
+            });
         }
         Ok(())
     }
@@ -131,7 +144,10 @@ impl Space {
     pub(crate) fn take_content(&self, fresh: &Self) {
         *self.index.write() = std::mem::take(&mut *fresh.index.write());
         *self.leases.lock() = std::mem::take(&mut *fresh.leases.lock());
-        *self.pruning.lock() = Pruning { done: NO_FLOOR, running: None };
+        *self.pruning.lock() = Pruning {
+            done: NO_FLOOR,
+            running: None,
+        };
         self.stage_floor(fresh.staged_floor());
         self.publish_floor(fresh.floor());
         self.fence.store(fresh.fence(), Ordering::Release);

@@ -59,7 +59,11 @@ impl Stage {
             ))));
         }
         self.last_at = self.last_at.max(command.at_millis);
-        let unknown = || Fault::Fatal(StoreError::Corrupt("a command that this server does not know".to_owned()));
+        let unknown = || {
+            Fault::Fatal(StoreError::Corrupt(
+                "a command that this server does not know".to_owned(),
+            ))
+        };
         let op = command.op.ok_or_else(unknown)?;
         match op {
             Op::ExpireLeases(expire) => return self.expire(shared, expire.limit),
@@ -68,7 +72,10 @@ impl Stage {
         }
         let name = KeySpace::from_tenant(&command.tenant).map_err(Fault::Refused)?;
         if name.group() != shared.group {
-            return Err(Fault::Refused(StoreError::WrongGroup { asked: name.group(), here: shared.group }));
+            return Err(Fault::Refused(StoreError::WrongGroup {
+                asked: name.group(),
+                here: shared.group,
+            }));
         }
         let space = shared.space(&name);
         if let Op::DropSpace(_) = op {
@@ -93,7 +100,8 @@ impl Stage {
     }
 
     fn put_record(&mut self, space: &Space) {
-        self.batch.put(Cf::Meta, keys::space_meta_key(&space.name), space.record().encode());
+        self.batch
+            .put(Cf::Meta, keys::space_meta_key(&space.name), space.record().encode());
     }
 
     fn compact(&mut self, space: &Arc<Space>, revision: i64) -> Result<Answer, Fault> {
@@ -113,7 +121,11 @@ impl Stage {
     fn set_fence(&mut self, space: &Space, epoch: u64) -> Result<Answer, Fault> {
         if epoch == DROPPED {
             let tenant = space.name.tenant().to_owned();
-            return Err(Fault::Refused(StoreError::Fenced { tenant, epoch, fence: space.fence() }));
+            return Err(Fault::Refused(StoreError::Fenced {
+                tenant,
+                epoch,
+                fence: space.fence(),
+            }));
         }
         space.raise_fence(epoch);
         self.put_record(space);
@@ -145,7 +157,8 @@ impl Stage {
 
     fn put_lease(&mut self, space: &Space, id: i64, record: LeaseRecord) {
         self.deadlines.insert((record.deadline, space.name.clone(), id));
-        self.batch.put(Cf::Lease, keys::lease_key(&space.prefix, id), record.encode());
+        self.batch
+            .put(Cf::Lease, keys::lease_key(&space.prefix, id), record.encode());
     }
 
     fn grant(&mut self, space: &Space, grant: &command::LeaseGrant) -> Result<Answer, Fault> {
@@ -156,17 +169,31 @@ impl Stage {
             return Err(Fault::Refused(StoreError::LeaseNotFound));
         }
         let ttl = grant.ttl_seconds.max(MIN_LEASE_TTL);
-        let record = LeaseRecord { ttl, deadline: self.deadline(ttl) };
+        let record = LeaseRecord {
+            ttl,
+            deadline: self.deadline(ttl),
+        };
         {
             let mut leases = space.leases.lock();
             if leases.contains_key(&grant.id) {
                 return Err(Fault::Refused(StoreError::LeaseExists));
             }
-            leases.insert(grant.id, Lease { record, keys: BTreeSet::new() });
+            leases.insert(
+                grant.id,
+                Lease {
+                    record,
+                    keys: BTreeSet::new(),
+                },
+            );
         }
         self.put_lease(space, grant.id, record);
         let header = header(self.revision);
-        Ok(Answer::LeaseGrant(pb::LeaseGrantResponse { header, id: grant.id, ttl, error: String::new() }))
+        Ok(Answer::LeaseGrant(pb::LeaseGrantResponse {
+            header,
+            id: grant.id,
+            ttl,
+            error: String::new(),
+        }))
     }
 
     fn revoke(&mut self, space: &Arc<Space>, id: i64) -> Result<(), Fault> {
@@ -179,7 +206,11 @@ impl Stage {
 
     fn keep_alive(&mut self, space: &Space, id: i64) -> Answer {
         let ttl = self.renew(space, id).unwrap_or(0);
-        Answer::LeaseKeepAlive(pb::LeaseKeepAliveResponse { header: header(self.revision), id, ttl })
+        Answer::LeaseKeepAlive(pb::LeaseKeepAliveResponse {
+            header: header(self.revision),
+            id,
+            ttl,
+        })
     }
 
     /// Starts a lease's time anew; none if there is no such lease.
@@ -206,14 +237,20 @@ impl Stage {
     fn expire(&mut self, shared: &Shared, limit: u32) -> Result<Answer, Fault> {
         let mut leases = 0;
         while leases < limit.min(MAX_EXPIRED) {
-            let due = self.deadlines.first().filter(|(deadline, ..)| *deadline <= self.last_at);
+            let due = self
+                .deadlines
+                .first()
+                .filter(|(deadline, ..)| *deadline <= self.last_at);
             let Some((_, name, id)) = due.cloned() else {
                 break;
             };
             self.revoke(&shared.space(&name), id)?;
             leases += 1;
         }
-        Ok(Answer::Expired(command::Expired { revision: self.revision, leases }))
+        Ok(Answer::Expired(command::Expired {
+            revision: self.revision,
+            leases,
+        }))
     }
 
     /// Rebuilds the order of deadlines.

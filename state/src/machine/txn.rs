@@ -83,7 +83,12 @@ impl Path {
             }
             responses.push(pb::ResponseOp { response });
         }
-        Ok(Some(pb::TxnResponse { header: header(view.revision), succeeded: self.succeeded, responses }))
+        // Only the outermost header has a revision, as in etcd.
+        Ok(Some(pb::TxnResponse {
+            header: header(0),
+            succeeded: self.succeeded,
+            responses,
+        }))
     }
 }
 
@@ -116,7 +121,12 @@ pub(crate) struct Changes<'a> {
 impl<'a> Changes<'a> {
     pub(crate) fn new(stage: &'a mut Stage, space: Arc<Space>) -> Self {
         let base = stage.revision;
-        Self { stage, space, base, changes: Vec::new() }
+        Self {
+            stage,
+            space,
+            base,
+            changes: Vec::new(),
+        }
     }
 
     /// Does a transaction.
@@ -152,7 +162,11 @@ impl<'a> Changes<'a> {
 
     /// The revision as answers show it: the new one once something changed.
     fn revision(&self) -> i64 {
-        if self.changes.is_empty() { self.base } else { self.base + 1 }
+        if self.changes.is_empty() {
+            self.base
+        } else {
+            self.base + 1
+        }
     }
 
     fn branch(&mut self, req: pb::TxnRequest, path: &Path) -> Result<pb::TxnResponse, Fault> {
@@ -163,9 +177,7 @@ impl<'a> Changes<'a> {
             let response = match op.request {
                 Some(Request::RequestRange(range)) => Some(Response::ResponseRange(self.range(&range)?)),
                 Some(Request::RequestPut(put)) => Some(Response::ResponsePut(self.put(put)?)),
-                Some(Request::RequestDeleteRange(delete)) => {
-                    Some(Response::ResponseDeleteRange(self.delete(&delete)?))
-                }
+                Some(Request::RequestDeleteRange(delete)) => Some(Response::ResponseDeleteRange(self.delete(&delete)?)),
                 Some(Request::RequestTxn(txn)) => match nested.next() {
                     Some(path) => Some(Response::ResponseTxn(self.branch(txn, path)?)),
                     None => None,
@@ -174,7 +186,12 @@ impl<'a> Changes<'a> {
             };
             responses.push(pb::ResponseOp { response });
         }
-        Ok(pb::TxnResponse { header: header(self.revision()), succeeded: path.succeeded, responses })
+        // Only the outermost header has a revision, as in etcd.
+        Ok(pb::TxnResponse {
+            header: header(0),
+            succeeded: path.succeeded,
+            responses,
+        })
     }
 
     fn range(&self, req: &pb::RangeRequest) -> Result<pb::RangeResponse, Fault> {
@@ -186,7 +203,12 @@ impl<'a> Changes<'a> {
     }
 
     fn latest(&self, key: &[u8]) -> Option<Version> {
-        self.space.index.read().latest(key).filter(|version| !version.is_tombstone()).copied()
+        self.space
+            .index
+            .read()
+            .latest(key)
+            .filter(|version| !version.is_tombstone())
+            .copied()
     }
 
     fn key_value(&self, key: &Bytes, version: &Version) -> Result<pb::KeyValue, Fault> {
@@ -196,7 +218,14 @@ impl<'a> Changes<'a> {
     }
 
     fn put(&mut self, req: pb::PutRequest) -> Result<pb::PutResponse, Fault> {
-        let pb::PutRequest { key, mut value, mut lease, prev_kv, ignore_value, ignore_lease } = req;
+        let pb::PutRequest {
+            key,
+            mut value,
+            mut lease,
+            prev_kv,
+            ignore_value,
+            ignore_lease,
+        } = req;
         let previous = self.latest(&key);
         let mut before = None;
         if let Some(previous) = previous.filter(|_| prev_kv || ignore_value) {
@@ -218,7 +247,10 @@ impl<'a> Changes<'a> {
         };
         self.stage.pending.insert(modified, key.clone(), value.clone());
         self.record(key, value, version, previous, before.clone());
-        Ok(pb::PutResponse { header: header(self.revision()), prev_kv: before.filter(|_| prev_kv) })
+        Ok(pb::PutResponse {
+            header: header(self.revision()),
+            prev_kv: before.filter(|_| prev_kv),
+        })
     }
 
     fn delete(&mut self, req: &pb::DeleteRangeRequest) -> Result<pb::DeleteRangeResponse, Fault> {
@@ -232,14 +264,22 @@ impl<'a> Changes<'a> {
         for key in &keys {
             prev_kvs.extend(self.delete_key(key, req.prev_kv)?);
         }
-        Ok(pb::DeleteRangeResponse { header: header(self.revision()), deleted, prev_kvs })
+        Ok(pb::DeleteRangeResponse {
+            header: header(self.revision()),
+            deleted,
+            prev_kvs,
+        })
     }
 
     fn delete_key(&mut self, key: &Bytes, prev_kv: bool) -> Result<Option<pb::KeyValue>, Fault> {
         let Some(previous) = self.latest(key) else {
             return Ok(None);
         };
-        let before = if prev_kv { Some(self.key_value(key, &previous)?) } else { None };
+        let before = if prev_kv {
+            Some(self.key_value(key, &previous)?)
+        } else {
+            None
+        };
         let version = Version::tombstone(self.base + 1);
         self.record(key.clone(), Bytes::new(), version, Some(previous), before.clone());
         Ok(before)
@@ -259,24 +299,41 @@ impl<'a> Changes<'a> {
         let version_key = self.space.version_key(&key, version.modified);
         let event_key = keys::event_key(&self.space.prefix, version.modified, sub);
         let previous_revision = previous.map_or(0, |previous| previous.modified);
-        let event = EventRecord { version, previous: previous_revision, key: key.clone() };
-        self.stage.batch.put(Cf::Key, version_key, record::encode_version(&version, &value));
+        let event = EventRecord {
+            version,
+            previous: previous_revision,
+            key: key.clone(),
+        };
+        self.stage
+            .batch
+            .put(Cf::Key, version_key, record::encode_version(&version, &value));
         self.stage.batch.put(Cf::Rev, event_key, event.encode());
         self.space.attach(&key, previous.as_ref(), &version);
         self.space.index.write().push(&key, version);
         let kv = if deleted {
-            pb::KeyValue { key, mod_revision: version.modified, ..Default::default() }
+            pb::KeyValue {
+                key,
+                mod_revision: version.modified,
+                ..Default::default()
+            }
         } else {
             record::key_value(key, &version, value)
         };
-        self.changes.push(Change::new(kv, deleted, previous).with_previous(before));
+        self.changes
+            .push(Change::new(kv, deleted, previous).with_previous(before));
     }
 
     fn finish(self) {
         if !self.changes.is_empty() {
             let revision = self.base + 1;
             self.stage.revision = revision;
-            self.stage.commits.push((self.space, Arc::new(Commit { revision, changes: self.changes })));
+            self.stage.commits.push((
+                self.space,
+                Arc::new(Commit {
+                    revision,
+                    changes: self.changes,
+                }),
+            ));
         }
     }
 }

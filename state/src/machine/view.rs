@@ -82,24 +82,39 @@ impl View<'_> {
         let index = self.space.index.read();
         if req.count_only {
             let count = count(index.range(&range, at).count());
-            return Found { hits: Vec::new(), count, more: false, ascending: true };
+            return Found {
+                hits: Vec::new(),
+                count,
+                more: false,
+                ascending: true,
+            };
         }
-        let limit = usize::try_from(req.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+        let limit = usize::try_from(req.limit)
+            .ok()
+            .filter(|limit| *limit > 0)
+            .unwrap_or(usize::MAX);
         let (target, order) = sorting(req);
         if target == Target::Key && order == Order::Ascending && !filters(req) {
             return find_in_order(&index, &range, at, limit);
         }
+        // Without an order etcd sorts what the limit has left, and one more. With one, it cuts what is sorted.
+        let cut_first = req.sort_order == i32::from(range_request::SortOrder::None) && !filters(req);
         let mut total = 0;
         let mut hits = Vec::new();
         for (key, version) in index.range(&range, at) {
             total += 1;
-            if passes(req, version) {
+            if passes(req, version) && (!cut_first || hits.len() <= limit) {
                 hits.push((key.clone(), *version));
             }
         }
         drop(index);
         if target == Target::Value {
-            return Found { hits, count: count(total), more: false, ascending: true };
+            return Found {
+                hits,
+                count: count(total),
+                more: false,
+                ascending: true,
+            };
         }
         sort(&mut hits, order, |a, b| match target {
             Target::Version => a.1.version.cmp(&b.1.version),
@@ -110,15 +125,16 @@ impl View<'_> {
         let more = hits.len() > limit;
         hits.truncate(limit);
         let ascending = target == Target::Key && order == Order::Ascending;
-        Found { hits, count: count(total), more, ascending }
+        Found {
+            hits,
+            count: count(total),
+            more,
+            ascending,
+        }
     }
 
     /// Reads the values of what was found. None: one was compacted away meanwhile.
-    pub(crate) fn answer(
-        &self,
-        req: &pb::RangeRequest,
-        found: Found,
-    ) -> Result<Option<pb::RangeResponse>, StoreError> {
+    pub(crate) fn answer(&self, req: &pb::RangeRequest, found: Found) -> Result<Option<pb::RangeResponse>, StoreError> {
         let (target, order) = sorting(req);
         let mut more = found.more;
         let by_value = target == Target::Value;
@@ -143,7 +159,12 @@ impl View<'_> {
                 kvs.iter_mut().for_each(|kv| kv.value.clear());
             }
         }
-        Ok(Some(pb::RangeResponse { header: header(self.revision), kvs, more, count: found.count }))
+        Ok(Some(pb::RangeResponse {
+            header: header(self.revision),
+            kvs,
+            more,
+            count: found.count,
+        }))
     }
 
     fn points(&self, hits: Vec<(Bytes, Version)>) -> Result<Option<Vec<pb::KeyValue>>, StoreError> {
@@ -196,7 +217,10 @@ impl View<'_> {
         if let Some(value) = self.pending.and_then(|pending| pending.get(version.modified, key)) {
             return Ok(Some(value));
         }
-        match self.engine.get(Cf::Key, &self.space.version_key(key, version.modified))? {
+        match self
+            .engine
+            .get(Cf::Key, &self.space.version_key(key, version.modified))?
+        {
             Some(raw) => Ok(Some(record::version_value(&raw)?)),
             None => Ok(None),
         }
@@ -208,7 +232,10 @@ impl View<'_> {
         let target = compare::CompareTarget::try_from(compare.target).ok();
         let hits: Vec<(Bytes, Version)> = {
             let index = self.space.index.read();
-            index.range(&range, self.at).map(|(key, version)| (key.clone(), *version)).collect()
+            index
+                .range(&range, self.at)
+                .map(|(key, version)| (key.clone(), *version))
+                .collect()
         };
         if hits.is_empty() {
             // A missing value equals nothing, not even the empty value.
@@ -245,7 +272,12 @@ fn find_in_order(index: &Index, range: &KeyRange, at: i64, limit: usize) -> Foun
         }
         total += 1;
     }
-    Found { hits, count: count(total), more: total > limit, ascending: true }
+    Found {
+        hits,
+        count: count(total),
+        more: total > limit,
+        ascending: true,
+    }
 }
 
 fn count(count: usize) -> i64 {
@@ -254,7 +286,10 @@ fn count(count: usize) -> i64 {
 
 /// An answer's header; the service fills in the rest.
 pub(crate) fn header(revision: i64) -> Option<pb::ResponseHeader> {
-    Some(pb::ResponseHeader { revision, ..Default::default() })
+    Some(pb::ResponseHeader {
+        revision,
+        ..Default::default()
+    })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -282,7 +317,14 @@ fn sorting(req: &pb::RangeRequest) -> (Target, Order) {
         Ok(SortTarget::Key) | Err(_) => Target::Key,
     };
     let descending = SortOrder::try_from(req.sort_order) == Ok(SortOrder::Descend);
-    (target, if descending { Order::Descending } else { Order::Ascending })
+    (
+        target,
+        if descending {
+            Order::Descending
+        } else {
+            Order::Ascending
+        },
+    )
 }
 
 fn sort<T>(items: &mut [T], order: Order, compare: impl Fn(&T, &T) -> Ordering) {
@@ -309,18 +351,38 @@ fn compare_version(compare: &pb::Compare, target: Option<compare::CompareTarget>
     use compare::{CompareTarget, TargetUnion};
     let union = compare.target_union.as_ref();
     let (is, want) = match target {
-        Some(CompareTarget::Version) => {
-            (version.version, if let Some(TargetUnion::Version(want)) = union { *want } else { 0 })
-        }
-        Some(CompareTarget::Create) => {
-            (version.created, if let Some(TargetUnion::CreateRevision(want)) = union { *want } else { 0 })
-        }
-        Some(CompareTarget::Mod) => {
-            (version.modified, if let Some(TargetUnion::ModRevision(want)) = union { *want } else { 0 })
-        }
-        Some(CompareTarget::Lease) => {
-            (version.lease, if let Some(TargetUnion::Lease(want)) = union { *want } else { 0 })
-        }
+        Some(CompareTarget::Version) => (
+            version.version,
+            if let Some(TargetUnion::Version(want)) = union {
+                *want
+            } else {
+                0
+            },
+        ),
+        Some(CompareTarget::Create) => (
+            version.created,
+            if let Some(TargetUnion::CreateRevision(want)) = union {
+                *want
+            } else {
+                0
+            },
+        ),
+        Some(CompareTarget::Mod) => (
+            version.modified,
+            if let Some(TargetUnion::ModRevision(want)) = union {
+                *want
+            } else {
+                0
+            },
+        ),
+        Some(CompareTarget::Lease) => (
+            version.lease,
+            if let Some(TargetUnion::Lease(want)) = union {
+                *want
+            } else {
+                0
+            },
+        ),
         Some(CompareTarget::Value) | None => (0, 0),
     };
     result_holds(compare.result, is.cmp(&want))

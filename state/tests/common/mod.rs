@@ -1,6 +1,8 @@
 //! A store in this process, and short forms.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub(crate) mod peer;
+
 use hanse_runtime::clock::SystemClock;
 use hanse_runtime::rng::SystemRng;
 use hanse_runtime::supervisor::Supervisor;
@@ -28,7 +30,11 @@ impl Fixture {
             supervisor: supervisor.clone(),
         };
         let store = LocalStore::open(GroupId::TENANTS, parts).unwrap();
-        Self { store, supervisor, writer }
+        Self {
+            store,
+            supervisor,
+            writer,
+        }
     }
 
     pub(crate) fn memory() -> Self {
@@ -40,7 +46,11 @@ impl Fixture {
     }
 
     pub(crate) async fn stop(self) {
-        let Self { store, supervisor, writer } = self;
+        let Self {
+            store,
+            supervisor,
+            writer,
+        } = self;
         supervisor.shut_down(Duration::from_secs(10)).await;
         assert_eq!(supervisor.failure(), None);
         assert_eq!(supervisor.running(), Vec::<String>::new());
@@ -51,14 +61,26 @@ impl Fixture {
 
 pub(crate) fn put_op(key: &str, value: &str) -> pb::RequestOp {
     let (key, value) = (key.to_owned().into(), value.to_owned().into());
-    pb::RequestOp { request: Some(Request::RequestPut(pb::PutRequest { key, value, ..Default::default() })) }
+    pb::RequestOp {
+        request: Some(Request::RequestPut(pb::PutRequest {
+            key,
+            value,
+            ..Default::default()
+        })),
+    }
 }
 
 pub(crate) fn range(key: &str) -> pb::RangeRequest {
-    pb::RangeRequest { key: key.to_owned().into(), ..Default::default() }
+    pb::RangeRequest {
+        key: key.to_owned().into(),
+        ..Default::default()
+    }
 }
 
 pub(crate) async fn put(store: &Arc<impl Store + ?Sized>, access: &Access, key: &str, value: &str) -> i64 {
-    let txn = pb::TxnRequest { success: vec![put_op(key, value)], ..Default::default() };
+    let txn = pb::TxnRequest {
+        success: vec![put_op(key, value)],
+        ..Default::default()
+    };
     store.txn(access, txn).await.unwrap().header.unwrap().revision
 }
