@@ -102,8 +102,8 @@ pub fn clear(conditions: &mut Vec<Condition>, kind: &str) {
     conditions.retain(|c| c.kind != kind);
 }
 
-/// Sets `observed` on a tenant cluster and derives phase, reason and message from all its conditions. `broken` says that
-/// what is wrong needs somebody.
+/// Sets `observed` on a tenant cluster and derives phase, reason and message from all its conditions. `broken` says
+/// that what is wrong needs somebody.
 pub fn conclude(status: &mut VciStatus, meta: &ObjectMeta, now: Timestamp, observed: Vec<Observed>, broken: bool) {
     for condition in observed {
         set(&mut status.conditions, meta.generation, now, condition);

@@ -1,7 +1,7 @@
 //! Which scopes this server coordinates: watches their leases, and runs the controllers of those that it holds.
 //!
-//! One server may hold several leases: its own region's, those of regions that are down, and the fleet's. Each tenure has
-//! its own drivers and its own fencing token.
+//! One server may hold several leases: its own region's, those of regions that are down, and the fleet's. Each tenure
+//! has its own drivers and its own fencing token.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -127,7 +127,7 @@ impl Coordinators {
         join_all(ended.into_iter().map(|(scope, mut tenure)| async move {
             let ended = async { tenure.drivers.wait_for(|running| *running == 0).await.is_ok() };
             if timeout(clock.as_ref(), END_LIMIT, ended).await.is_err() {
-                tracing::warn!(%scope, "controllers did not end in time; their lease is let go all the same, by fencing");
+                tracing::warn!(%scope, "controllers did not end in time; the fence keeps them out");
             }
             if let Err(error) = writer.release(&scope, tenure.held).await {
                 tracing::info!(%scope, %error, "the lease was not let go; another server waits for it to run out");

@@ -162,3 +162,72 @@ fn open(sealer: &Sealer, sealed: &Sealed) -> Result<Vec<TenantIntent>, StepError
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::world::Agent;
+    use crate::testing::{Fixture, START, at, vci};
+    use hanse_api::kinds::TENANT_STORES;
+    use hanse_runtime::clock::testing::ManualClock;
+    use hanse_runtime::rng::SeededRng;
+    use hanse_tunnel::AgentEvents;
+    use hanse_tunnel::testing::LoopbackHub;
+
+    #[test]
+    fn all_keys_or_nothing_once_per_session() {
+        let rng = SeededRng::new(4);
+        let sealer = Sealer::from_key(&Sealer::generate(&rng)).unwrap();
+        let mut fixture = Fixture::new();
+        for name in ["a", "b"] {
+            fixture.tenant(&vci(name)).store(name, "eu");
+        }
+        let revision = fixture.intent("eu", &["a", "b"]);
+        let (hub, agent) = (Arc::new(LoopbackHub::new()), Agent::new("eu"));
+        let connect = || hub.connect("eu", Arc::clone(&agent) as Arc<dyn AgentEvents>);
+        connect();
+        let delivery = Delivery {
+            view: Arc::new(SharedView::new(fixture.view)),
+            hub: Arc::clone(&hub) as Arc<dyn AgentHub>,
+            sealer: sealer.clone(),
+            clock: Arc::new(ManualClock::new(START)),
+        };
+        let mut sent = BTreeMap::new();
+        let seal = |name: &str| {
+            let pki = tenant_pki::generate(&format!("uid-{name}"), START).unwrap();
+            let sealed = tenant_pki::seal(&sealer, &rng, &format!("uid-{name}"), &pki).unwrap();
+            let mut store = delivery
+                .view
+                .read(|view| view.stores.get(&at(name)).unwrap().object.as_ref().clone());
+            store.spec.sealed_pki = sealed;
+            let value = serde_json::to_vec(&store).unwrap().into();
+            let raw = crate::view::Raw {
+                address: at(name),
+                value,
+                revision: 900,
+            };
+            delivery
+                .view
+                .update(|view| view.put(TENANT_STORES, &raw).into_iter().collect());
+        };
+        seal("a");
+        assert!(!delivery.deliver(&mut sent), "the keys of b cannot be opened");
+        assert_eq!(agent.last_intent(), None);
+        seal("b");
+        assert!(delivery.deliver(&mut sent));
+        let intent = agent.take_intent().unwrap();
+        assert_eq!((intent.revision, intent.tenants.len()), (revision, 2));
+        assert!(intent.tenants.iter().all(|tenant| tenant.pki.is_some()));
+        assert!(delivery.deliver(&mut sent));
+        assert_eq!(agent.last_intent(), None, "sent once");
+        hub.disconnect("eu");
+        assert!(delivery.deliver(&mut sent));
+        connect();
+        assert!(delivery.deliver(&mut sent));
+        assert_eq!(
+            agent.last_intent().unwrap().revision,
+            revision,
+            "a new session gets it again"
+        );
+    }
+}

@@ -1,7 +1,8 @@
 //! Runs one controller: queueing, one run per key, bounded concurrency, jittered backoff, periodic resync, giving up.
 //!
-//! One task per controller and scope. Runs are futures inside that task, so ending the driver ends its work: on shutdown
-//! it lets the steps in flight finish first; when the lease is lost it need not, as the store refuses what is late.
+//! One task per controller and scope. Runs are futures inside that task, so ending the driver ends its work: on
+//! shutdown it lets the steps in flight finish first; when the lease is lost it need not, as the store refuses what
+//! is late.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

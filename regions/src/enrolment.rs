@@ -1,8 +1,8 @@
 //! Gives agents their certificates in exchange for one-time tokens.
 //!
 //! A token is `<id>.<secret>`. The council keeps the id, the cluster, the hash of the secret and when it expires. The
-//! names in the certificate come from the token's cluster alone; whatever the request asks for is ignored. A token works
-//! once, but the same key may ask again, because an answer can get lost.
+//! names in the certificate come from the token's cluster alone; whatever the request asks for is ignored. A token
+//! works once, but the same key may ask again, because an answer can get lost.
 
 use std::time::Duration;
 

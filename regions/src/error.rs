@@ -58,7 +58,10 @@ impl StepError {
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
     /// Longer than allowed.
-    #[error("the report of cluster {cluster} has {length} bytes, more than {max}; is its agent of another version?", max = crate::reports::REPORT_MAX)]
+    #[error(
+        "the report of cluster {cluster} has {length} bytes, more than {max}; is its agent of another version?",
+        max = crate::reports::REPORT_MAX
+    )]
     TooLarge {
         /// The cluster.
         cluster: String,
@@ -104,7 +107,7 @@ pub enum EnrolError {
     },
     /// Another key used it.
     #[error(
-        "the enrolment token of cluster {cluster:?} was used by another agent key; create a new one, and find out who used it"
+        "the enrolment token of cluster {cluster:?} was used by another key; create a new one, and find out who did"
     )]
     Used {
         /// Cluster that it was for.

@@ -1,8 +1,8 @@
 //! Which cluster hosts which tenant, and by which epoch: the early refusal of a store call from the wrong host.
 //!
-//! The fence in the store is the guarantee: it refuses a stale epoch whatever this says. But the fence does not know who
-//! calls; this check does, as the tunnel names the cluster by its certificate. What it knows may be a moment old, so what
-//! it does not know is refused for now, and the caller may ask again or elsewhere.
+//! The fence in the store is the guarantee: it refuses a stale epoch whatever this says. But the fence does not know
+//! who calls; this check does, as the tunnel names the cluster by its certificate. What it knows may be a moment old,
+//! so what it does not know is refused for now, and the caller may ask again or elsewhere.
 
 use std::sync::Arc;
 

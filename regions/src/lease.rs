@@ -1,9 +1,9 @@
 //! The lease of a scope: which one server may run its controllers.
 //!
-//! Two objects: the lease itself, written only when the holder changes, whose mod revision is the fencing token; and its
-//! renewal, which the holder rewrites every two seconds. Every commit of a controller requires the token, so the store
-//! refuses whatever a deposed holder still sends, however late. Timing therefore decides only how soon a lost region is
-//! taken over, never who may write.
+//! Two objects: the lease itself, written only when the holder changes, whose mod revision is the fencing token; and
+//! its renewal, which the holder rewrites every two seconds. Every commit of a controller requires the token, so the
+//! store refuses whatever a deposed holder still sends, however late. Timing therefore decides only how soon a lost
+//! region is taken over, never who may write.
 //!
 //! Nobody compares clocks of two machines: a server takes over when it has itself watched neither object change for
 //! [`TTL`] of its own monotonic time, and its take-over requires both to be as it saw them.
@@ -36,7 +36,8 @@ pub const SETTLED_AFTER: Duration = Duration::from_secs(4);
 const STAGGER: Duration = Duration::from_millis(500);
 /// Longest such delay.
 const STAGGER_MAX: Duration = Duration::from_secs(5);
-/// Longest wait for the council to take a lease or a renewal. Two renewals fit between the first that fails and the end.
+/// Longest wait for the council to take a lease or a renewal. Two renewals fit between the first that fails and the
+/// end.
 const COMMIT_LIMIT: Duration = Duration::from_millis(1500);
 
 /// How much this server is meant to hold a lease.
@@ -360,106 +361,99 @@ mod tests {
         }
     }
 
+    fn check(case: &str, observed: Observed, now: u64, prefers: Preference, expected: Decision) {
+        assert_eq!(decide(&observed, ms(now), ME, prefers), expected, "{case}");
+    }
+
     #[test]
-    fn who_does_not_hold_it() {
+    fn an_empty_lease_goes_to_the_regions_own_server_first() {
         use Decision::{Acquire, Wait};
-        for (case, observed, now, prefers, expected) in [
-            (
-                "an empty lease is the region's own at once",
-                seen(None, false, 0),
-                0,
-                OWN,
-                Acquire,
-            ),
-            (
-                "others wait for the own server first",
-                seen(None, false, 0),
-                2999,
-                stand_in(0),
-                Wait,
-            ),
-            ("others step in then", seen(None, false, 0), 3000, stand_in(0), Acquire),
-            ("a released lease is free", seen(Some(""), false, 0), 0, OWN, Acquire),
-            (
-                "a released lease is free for others, staggered",
-                seen(Some(""), false, 0),
-                3000,
-                stand_in(1),
-                Wait,
-            ),
-            (
-                "others one after the other",
-                seen(Some(""), false, 0),
-                3500,
-                stand_in(1),
-                Acquire,
-            ),
-            (
-                "a renewed lease is left alone",
-                seen(Some("us-1"), true, 1000),
-                6999,
-                stand_in(0),
-                Wait,
-            ),
-            (
-                "an expired one is taken over",
-                seen(Some("us-1"), true, 1000),
-                7000,
-                stand_in(0),
-                Acquire,
-            ),
-            (
-                "staggered by rank",
-                seen(Some("us-1"), true, 1000),
-                7499,
-                stand_in(1),
-                Wait,
-            ),
-            (
-                "stagger is bounded",
-                seen(Some("us-1"), true, 0),
-                11_000,
-                stand_in(1000),
-                Acquire,
-            ),
-            (
-                "own, settled: back from a stand-in",
-                seen(Some("us-1"), false, 3900),
-                4000,
-                OWN,
-                Acquire,
-            ),
-            (
-                "own, just up: not yet",
-                seen(Some("us-1"), false, 3900),
-                3999,
-                OWN,
-                Wait,
-            ),
-            (
-                "own, of two: no hand-over among equals",
-                seen(Some("eu-2"), true, 3900),
-                9000,
-                OWN,
-                Wait,
-            ),
-            (
-                "own, of two: the other is dead",
-                seen(Some("eu-2"), true, 0),
-                6000,
-                OWN,
-                Acquire,
-            ),
-            (
-                "a restarted holder starts a new tenure",
-                seen(Some(ME), true, 0),
-                1,
-                stand_in(3),
-                Acquire,
-            ),
-        ] {
-            assert_eq!(decide(&observed, ms(now), ME, prefers), expected, "{case}");
-        }
+        check("own at once", seen(None, false, 0), 0, OWN, Acquire);
+        check(
+            "others wait for the own server",
+            seen(None, false, 0),
+            2999,
+            stand_in(0),
+            Wait,
+        );
+        check("others step in then", seen(None, false, 0), 3000, stand_in(0), Acquire);
+        check("a released lease is free", seen(Some(""), false, 0), 0, OWN, Acquire);
+        check(
+            "others one after the other",
+            seen(Some(""), false, 0),
+            3000,
+            stand_in(1),
+            Wait,
+        );
+        check(
+            "the second of them",
+            seen(Some(""), false, 0),
+            3500,
+            stand_in(1),
+            Acquire,
+        );
+    }
+
+    #[test]
+    fn a_lease_is_taken_over_when_it_was_not_renewed() {
+        use Decision::{Acquire, Wait};
+        check(
+            "renewed: left alone",
+            seen(Some("us-1"), true, 1000),
+            6999,
+            stand_in(0),
+            Wait,
+        );
+        check("expired", seen(Some("us-1"), true, 1000), 7000, stand_in(0), Acquire);
+        check(
+            "staggered by rank",
+            seen(Some("us-1"), true, 1000),
+            7499,
+            stand_in(1),
+            Wait,
+        );
+        check(
+            "stagger is bounded",
+            seen(Some("us-1"), true, 0),
+            11_000,
+            stand_in(1000),
+            Acquire,
+        );
+        check(
+            "own, settled: back from a stand-in",
+            seen(Some("us-1"), false, 3900),
+            4000,
+            OWN,
+            Acquire,
+        );
+        check(
+            "own, just up: not yet",
+            seen(Some("us-1"), false, 3900),
+            3999,
+            OWN,
+            Wait,
+        );
+        check(
+            "own, of two: no hand-over among equals",
+            seen(Some("eu-2"), true, 3900),
+            9000,
+            OWN,
+            Wait,
+        );
+        check(
+            "own, of two: the other is dead",
+            seen(Some("eu-2"), true, 0),
+            6000,
+            OWN,
+            Acquire,
+        );
+        check(
+            "a restarted holder starts a new tenure",
+            seen(Some(ME), true, 0),
+            1,
+            stand_in(3),
+            Acquire,
+        );
     }
 
     #[test]

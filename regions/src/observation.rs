@@ -1,7 +1,7 @@
 //! What an agent observed, in the compact form that is kept in the council.
 //!
-//! An agent reports every few seconds to one server, and that server need not be the one that coordinates its region. So
-//! the server that gets a report stores this object, but only when something a controller looks at has changed: a
+//! An agent reports every few seconds to one server, and that server need not be the one that coordinates its region.
+//! So the server that gets a report stores this object, but only when something a controller looks at has changed: a
 //! heartbeat costs no write. Every coordinator reads it from its own view, before and after a take-over alike.
 
 use hanse_api::Timestamp;

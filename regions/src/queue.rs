@@ -1,7 +1,8 @@
 //! The work queue of one controller, as a value: which key is due when, which runs, which failed how often.
 //!
-//! Rules: a key is queued once, and the earliest time wins; a key never runs twice at the same time, a wake while it runs
-//! makes it run once more; at most `limit` keys run at once; among due keys the one that is due longest goes first.
+//! Rules: a key is queued once, and the earliest time wins; a key never runs twice at the same time, a wake while it
+//! runs makes it run once more; at most `limit` keys run at once; among due keys the one that is due longest goes
+//! first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -82,8 +82,9 @@ impl Reports {
         }
     }
 
-    /// Takes in a report of the agent of `cluster`, as its certificate names it. Returns when it is stored, if it had to be.
-    /// May be called for the same agent again meanwhile: then the newest report is stored, by one of the callers.
+    /// Takes in a report of the agent of `cluster`, as its certificate names it. Returns when it is stored, if it had
+    /// to be. May be called for the same agent again meanwhile: then the newest report is stored, by one of the
+    /// callers.
     pub async fn receive(&self, cluster: &str, report: &[u8]) -> Result<(), ReportError> {
         if report.len() > REPORT_MAX {
             return Err(ReportError::TooLarge {

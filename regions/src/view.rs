@@ -1,8 +1,8 @@
 //! What one server knows of the council: typed objects with their revisions, and indexes over them.
 //!
 //! Planners read this and nothing else. It starts from lists at one revision and then follows one watch per kind
-//! ([`crate::feed`]), so within a kind it is exact and in order. Between kinds it may be a few events apart; a plan that
-//! matters therefore names the revisions it rests on and the store refuses it when one of them moved.
+//! ([`crate::feed`]), so within a kind it is exact and in order. Between kinds it may be a few events apart; a plan
+//! that matters therefore names the revisions it rests on and the store refuses it when one of them moved.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -5,8 +5,8 @@
 //!
 //! **Guarantees.** A short break (restart of an agent, change of path) writes nothing. Steady state writes nothing.
 //!
-//! **Assumptions.** Each agent keeps a session with every region, so the coordinator of a region has one with each of its
-//! agents, also after a take-over.
+//! **Assumptions.** Each agent keeps a session with every region, so the coordinator of a region has one with each of
+//! its agents, also after a take-over.
 //!
 //! **Caveats.** Grace is measured by this server's wall clock; a jump of it makes a break count early or late, once.
 

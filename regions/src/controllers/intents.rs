@@ -1,8 +1,8 @@
 //! `intents`: compiles what each connected cluster's agent shall run.
 //!
-//! **Flow.** The Intent of a cluster names every tenant whose TenantStore names that cluster and whose tenant cluster is
-//! not being deleted. It holds no secret; [`crate::deliver`] adds keys when it is sent. A cluster without tenants has an
-//! empty intent: an agent must be told that it shall run nothing.
+//! **Flow.** The Intent of a cluster names every tenant whose TenantStore names that cluster and whose tenant cluster
+//! is not being deleted. It holds no secret; [`crate::deliver`] adds keys when it is sent. A cluster without tenants
+//! has an empty intent: an agent must be told that it shall run nothing.
 //!
 //! **Guarantees.** Written only when its content changes. The epoch is the highest fencing token that ever wrote it, so
 //! it never falls, also when a cluster moves to a region whose lease is older.
@@ -222,7 +222,8 @@ fn wanted(tenant: &VirtualClusterInstance, store: &TenantStore) -> bool {
     tenant.metadata.deletion_timestamp.is_none() && tenant.metadata.uid == store.spec.tenant
 }
 
-/// What an agent is told of one tenant. An annotation that makes no sense counts as absent; the tenant's condition says so.
+/// What an agent is told of one tenant. An annotation that makes no sense counts as absent; the tenant's condition
+/// says so.
 pub(crate) fn tenant_intent(address: &Address, tenant: &VirtualClusterInstance, store: &TenantStore) -> TenantIntent {
     TenantIntent {
         tenant: store.spec.tenant.clone(),

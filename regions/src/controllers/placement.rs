@@ -10,8 +10,9 @@
 //!
 //! **Assumptions.** The uid of a tenant cluster is never reused; it names the key space.
 //!
-//! **Caveats.** Placement is done once. Moving a tenant to another host is another controller's work, by a higher epoch.
-//! A tenant cluster that is deleted between the fence and the commit leaves the fence of an unused key space behind.
+//! **Caveats.** Placement is done once. Moving a tenant to another host is another controller's work, by a higher
+//! epoch. A tenant cluster that is deleted between the fence and the commit leaves the fence of an unused key space
+//! behind.
 
 use async_trait::async_trait;
 use hanse_api::Timestamp;

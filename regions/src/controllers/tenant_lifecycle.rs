@@ -2,8 +2,9 @@
 //!
 //! **Flow.** Status: conditions follow from the host's health, the compiled intent and what the agent observed; phase,
 //! reason and message follow from the conditions. Deletion: the `intents` controller takes a tenant with a deletion
-//! timestamp out of its host's intent; when the agent works by that intent and no longer names the tenant, its key space
-//! is fenced and dropped; then TenantStore and finalizer go in one commit, and with the last finalizer the object.
+//! timestamp out of its host's intent; when the agent works by that intent and no longer names the tenant, its key
+//! space is fenced and dropped; then TenantStore and finalizer go in one commit, and with the last finalizer the
+//! object.
 //!
 //! **Guarantees.** No key of a tenant is dropped while its host may still run it, unless the host's Cluster object was
 //! removed: then the fence keeps the host off. Both halves of the end may be repeated.
@@ -353,7 +354,8 @@ fn end(
     })
 }
 
-/// Why a tenant that shall end may still run on its host; nothing when it certainly does not, or when the host was given up.
+/// Why a tenant that shall end may still run on its host; nothing when it certainly does not, or when the host was
+/// given up.
 fn still_there(view: &View, store: &Item<TenantStore>) -> Option<Observed> {
     let spec = &store.object.spec;
     let host = Host::of(view, &spec.cluster);
@@ -382,8 +384,8 @@ fn still_there(view: &View, store: &Item<TenantStore>) -> Option<Observed> {
     }
     if !host.online {
         let message = format!(
-            "the agent of cluster {0} is not connected, so it cannot be stopped there; deletion goes on when the agent is \
-             back; if it never will be, delete cluster {0}",
+            "the agent of cluster {0} is not connected, so it cannot be stopped there; deletion goes on when it \
+             is back; if it never will be, delete cluster {0}",
             spec.cluster
         );
         return Some(Observed::no(CLEANED_UP, "AgentOffline", message));

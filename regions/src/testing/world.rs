@@ -68,7 +68,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    fn new(cluster: &str) -> Arc<Self> {
+    pub(crate) fn new(cluster: &str) -> Arc<Self> {
         Arc::new(Self {
             cluster: cluster.to_owned(),
             intent: Mutex::default(),
@@ -79,6 +79,10 @@ impl Agent {
 
     pub(crate) fn last_intent(&self) -> Option<Intent> {
         self.intent.lock().clone()
+    }
+
+    pub(crate) fn take_intent(&self) -> Option<Intent> {
+        self.intent.lock().take()
     }
 
     fn report(&self, clock: &dyn Clock) -> Bytes {
@@ -306,8 +310,8 @@ impl World {
         self.settle().await;
     }
 
-    /// Lets every task run until all of them wait for time or for each other. Time must not move while a write is on its
-    /// way, else a slow machine would let leases run out.
+    /// Lets every task run until all of them wait for time or for each other. Time must not move while a write is on
+    /// its way, else a slow machine would let leases run out.
     async fn settle(&self) {
         let mut calm = 0;
         while calm < 2 {
