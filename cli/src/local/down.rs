@@ -22,7 +22,7 @@ pub(crate) async fn down(app: &App, delete: bool, kubeconfig: Option<&Path>) -> 
         ));
         return Ok(());
     }
-    let lock = Lock::take(&layout)?;
+    let lock = Lock::take(&layout, &*app.clock).await?;
     stop_all(app, &layout).await?;
     if !delete {
         app.output.note("stopped; `hanse up` goes on with all data");

@@ -3,8 +3,11 @@
 use super::layout::{FORMAT, Layout, Plan};
 use crate::error::{Error, Kind, Result};
 use crate::files;
+use hanse_runtime::clock::Clock;
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
+use std::process::Stdio;
+use std::time::Duration;
 
 /// A generated installation.
 #[derive(Clone, Debug)]
@@ -54,15 +57,21 @@ impl Installation {
     }
 }
 
-/// Held while processes are started or stopped. Ends with this process, however that ends.
+/// How long another command's end is waited for before it is told.
+const LOCK_WAIT: Duration = Duration::from_secs(3);
+const LOCK_POLL: Duration = Duration::from_millis(50);
+
+/// Held while processes are started or stopped. Ends with this process, however that ends, and with the processes that
+/// it is about to start: each gets the lock's file as standard input and lets go of it when it has said who it is. So
+/// nobody who has the lock can overlook a process, not even one whose starter was killed.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Lock {
     /// Takes it, or says who has it.
-    pub(crate) fn take(layout: &Layout) -> Result<Self> {
+    pub(crate) async fn take(layout: &Layout, clock: &dyn Clock) -> Result<Self> {
         let path = layout.lock();
         if let Some(dir) = path.parent() {
             files::create_dir(dir, false)?;
@@ -74,15 +83,19 @@ impl Lock {
             .write(true)
             .open(&path);
         let mut file = file.map_err(|e| Error::io("open", &path, &e))?;
-        if file.try_lock().is_err() {
-            let mut holder = String::new();
-            // Who it is only helps the message.
-            let _known = file.read_to_string(&mut holder).is_ok();
-            let message = format!(
-                "another hanse command works on this installation (pid {})",
-                holder.trim()
-            );
-            return Err(Error::new(Kind::Conflict, message).hint("wait until it has ended"));
+        let end = clock.mono() + LOCK_WAIT;
+        while file.try_lock().is_err() {
+            if clock.mono() >= end {
+                let mut holder = String::new();
+                // Who it is only helps the message.
+                let _known = file.read_to_string(&mut holder).is_ok();
+                let message = format!(
+                    "another hanse command works on this installation (pid {})",
+                    holder.trim()
+                );
+                return Err(Error::new(Kind::Conflict, message).hint("wait until it has ended"));
+            }
+            clock.sleep(LOCK_POLL).await;
         }
         let note = format!("{}\n", std::process::id());
         let written = file
@@ -90,23 +103,45 @@ impl Lock {
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(note.as_bytes()));
         written.map_err(|e| Error::io("write", &path, &e))?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+
+    /// The lock for a process that is about to be started.
+    pub(crate) fn hand_on(&self) -> Result<Stdio> {
+        let shared = self.file.try_clone();
+        shared
+            .map(Stdio::from)
+            .map_err(|e| Error::failed(format!("cannot hand the lock on: {e}")))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hanse_runtime::clock::testing::ManualClock;
 
-    #[test]
-    fn one_command_at_a_time() {
+    #[tokio::test]
+    async fn one_command_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::find(Some(dir.path())).unwrap();
-        let first = Lock::take(&layout).unwrap();
-        let error = Lock::take(&layout).unwrap_err();
-        assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+        let clock = ManualClock::default();
+        let first = Lock::take(&layout, &clock).await.unwrap();
+        let handed_on = first.hand_on().unwrap();
+        let refused = async || {
+            let take = Lock::take(&layout, &clock);
+            let advance = async {
+                loop {
+                    clock.advance(LOCK_WAIT);
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! { r = take => r.unwrap_err().to_string(), () = advance => unreachable!() }
+        };
+        assert!(refused().await.contains(&std::process::id().to_string()));
         drop(first);
-        assert!(Lock::take(&layout).is_ok());
+        refused().await;
+        drop(handed_on);
+        assert!(Lock::take(&layout, &clock).await.is_ok());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::time::Duration;
 pub(crate) async fn kill(app: &App, region: &str) -> Result<()> {
     let layout = app.layout()?;
     require_region(&layout, region)?;
-    let _lock = Lock::take(&layout)?;
+    let _lock = Lock::take(&layout, &*app.clock).await?;
     let step = Step::start(app.output, &app.clock, &format!("kill -9 of region {region}"));
     let (server, agent) = (
         Service::in_region(&layout, region, Role::Server),
@@ -44,7 +44,7 @@ pub(crate) async fn kill(app: &App, region: &str) -> Result<()> {
 pub(crate) async fn start(app: &App, region: &str) -> Result<()> {
     let layout = app.layout()?;
     let installation = require_region(&layout, region)?;
-    let _lock = Lock::take(&layout)?;
+    let lock = Lock::take(&layout, &*app.clock).await?;
     let place = installation.plan.region(region)?;
     let server = Service::in_region(&layout, region, Role::Server);
     if server.running().is_none() {
@@ -52,7 +52,7 @@ pub(crate) async fn start(app: &App, region: &str) -> Result<()> {
         ports::check(place.raft(), Protocol::Tcp, &format!("the Raft service of {region}"))?;
         ports::check(place.tunnel(), Protocol::Udp, &format!("the tunnel of {region}"))?;
     }
-    let up = up::Up::new(app, &installation)?;
+    let up = up::Up::new(app, &installation, &lock)?;
     up.servers(std::slice::from_ref(&place)).await?;
     up.agents(std::slice::from_ref(&place)).await?;
     up.tenants_of(std::slice::from_ref(&place)).await

@@ -3,6 +3,7 @@
 //! The process itself writes its pid file and holds a lock as long as it lives (`enter`), so no crash of the starter can
 //! leave a process that nobody knows, and none can run twice.
 
+use super::installation::Lock;
 use super::layout::{Layout, Plan};
 use super::process::Identity;
 use crate::error::{Error, Kind, Result};
@@ -10,7 +11,7 @@ use crate::files;
 use hanse_runtime::clock::{Clock, SharedClock};
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 /// A new process writes its pid file at once; a busy machine may take its time.
@@ -108,11 +109,11 @@ impl Service {
     }
 
     /// Starts it, unless it runs. `None` when it did.
-    pub(crate) async fn start(&self, clock: &SharedClock) -> Result<Option<Started>> {
+    pub(crate) async fn start(&self, lock: &Lock, clock: &SharedClock) -> Result<Option<Started>> {
         if self.running().is_some() {
             return Ok(None);
         }
-        let child = self.spawn()?;
+        let child = self.spawn(lock)?;
         let mut started = Started {
             service: self.clone(),
             child,
@@ -132,7 +133,7 @@ impl Service {
         }
     }
 
-    fn spawn(&self) -> Result<Child> {
+    fn spawn(&self, lock: &Lock) -> Result<Child> {
         for path in [&self.pid_file, &self.log] {
             if let Some(dir) = path.parent() {
                 files::create_dir(dir, false)?;
@@ -153,7 +154,11 @@ impl Service {
             .arg(&self.config)
             .arg("--pid-file")
             .arg(&self.pid_file);
-        command.stdin(Stdio::null()).stdout(log).stderr(second).current_dir("/");
+        command
+            .stdin(lock.hand_on()?)
+            .stdout(log)
+            .stderr(second)
+            .current_dir("/");
         command.spawn().map_err(|e| Error::io("start", &program, &e))
     }
 
@@ -229,6 +234,9 @@ pub(crate) fn enter(pid_file: &Path) -> Result<Entered> {
     let text =
         serde_json::to_string(&identity).map_err(|e| Error::failed(format!("cannot write the pid file: {e}")))?;
     files::write(pid_file, text.as_bytes(), files::PUBLIC)?;
+    // From here on it can be found: let go of the starter's lock.
+    let nothing = File::open("/dev/null").map_err(|e| Error::io("open", Path::new("/dev/null"), &e))?;
+    rustix::stdio::dup2_stdin(&nothing).map_err(|e| Error::failed(format!("cannot close standard input: {e}")))?;
     Ok(Entered { _lock: lock })
 }
 

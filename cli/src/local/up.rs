@@ -59,14 +59,14 @@ pub(crate) async fn up(app: &App, options: &Options) -> Result<()> {
     let (plan, known) = plan(&layout, options)?;
     let fresh = !layout.home().exists();
     checks::all(&layout, &plan)?;
-    let prepared = prepare(app, &layout, &plan, known);
+    let prepared = prepare(app, &layout, &plan, known).await;
     if prepared.is_err() && fresh {
         // Nothing was started yet: leave the machine as it was.
         tenants::remove_all(&layout)?;
     }
-    let (installation, _lock) = prepared?;
+    let (installation, lock) = prepared?;
     let regions = installation.plan.regions();
-    let up = Up::new(app, &installation)?;
+    let up = Up::new(app, &installation, &lock)?;
     up.servers(&regions).await?;
     up.agents(&regions).await?;
     log_in(&installation)?;
@@ -108,9 +108,9 @@ fn plan(layout: &Layout, options: &Options) -> Result<(Plan, bool)> {
     }
 }
 
-fn prepare(app: &App, layout: &Layout, plan: &Plan, known: bool) -> Result<(Installation, Lock)> {
+async fn prepare(app: &App, layout: &Layout, plan: &Plan, known: bool) -> Result<(Installation, Lock)> {
     files::create_dir(layout.home(), true)?;
-    let lock = Lock::take(layout)?;
+    let lock = Lock::take(layout, &*app.clock).await?;
     let step = Step::start(app.output, &app.clock, "configuration");
     let installation = match Installation::load(layout)? {
         Some(installation) => {
@@ -174,18 +174,20 @@ fn farewell(plan: &Plan, tenant: Option<&str>, took: &str) -> String {
 pub(crate) struct Up<'a> {
     app: &'a App,
     installation: &'a Installation,
+    lock: &'a Lock,
     management: Management,
 }
 
 impl<'a> Up<'a> {
     /// With the administrator's key, through the front door.
-    pub(crate) fn new(app: &'a App, installation: &'a Installation) -> Result<Self> {
+    pub(crate) fn new(app: &'a App, installation: &'a Installation, lock: &'a Lock) -> Result<Self> {
         let key = installation.admin_key()?;
         let base = BaseUrl::parse(&installation.plan.url())?;
         let http = Http::new(base, &Trust::Pinned(installation.ca()?), Some(&key), app.clock.clone())?;
         Ok(Self {
             app,
             installation,
+            lock,
             management: Management::new(http),
         })
     }
@@ -202,9 +204,9 @@ impl<'a> Up<'a> {
             .iter()
             .map(|region| Service::in_region(layout, &region.name, Role::Server))
             .collect();
-        let mut started = start_all(self.app, &services).await?;
+        let mut started = start_all(self.app, self.lock, &services).await?;
         let fresh = started.len();
-        started.extend(start_all(self.app, &[Service::front_door(layout)]).await?);
+        started.extend(start_all(self.app, self.lock, &[Service::front_door(layout)]).await?);
         let ca = Trust::Pinned(self.installation.ca()?);
         let mut waiting = Vec::new();
         for (region, service) in regions.iter().zip(&services) {
@@ -262,7 +264,7 @@ impl<'a> Up<'a> {
                 self.enrolment(region).await?;
             }
         }
-        let mut started = start_all(self.app, &services).await?;
+        let mut started = start_all(self.app, self.lock, &services).await?;
         let fresh = started.len();
         let clock = &self.app.clock;
         let end = clock.mono() + AGENTS_LIMIT;
@@ -444,8 +446,8 @@ fn project_and_name(vci: &Value) -> (String, String) {
 }
 
 /// Starts those that do not run, all at once; gives those that were started.
-async fn start_all(app: &App, services: &[Service]) -> Result<Vec<Started>> {
-    let started = futures::future::try_join_all(services.iter().map(|s| s.start(&app.clock))).await?;
+async fn start_all(app: &App, lock: &Lock, services: &[Service]) -> Result<Vec<Started>> {
+    let started = futures::future::try_join_all(services.iter().map(|s| s.start(lock, &app.clock))).await?;
     Ok(started.into_iter().flatten().collect())
 }
 
