@@ -399,7 +399,15 @@ impl NetStreamAppend<TypeConfig> for PeerNetwork {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
         let network = self.clone();
+        let mut input = input;
         Box::pin(async move {
+            // openraft waits its backoff out where it makes requests. Dialing before the first one is there would go round
+            // without any wait while the other server is down.
+            let Some(first) = input.next().await else {
+                let nothing: BoxStream<'s, _> = Box::pin(futures::stream::empty());
+                return Ok(nothing);
+            };
+            let input = futures::stream::iter([first]).chain(input);
             let mut client = network.client(network.lane)?;
             let unanswered = Unanswered::default();
             let (group, clock) = (network.group.0, Arc::clone(network.peers.clock()));

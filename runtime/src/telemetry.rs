@@ -17,10 +17,14 @@ pub enum Format {
     Json,
 }
 
+/// What is logged unless `HANSE_LOG` says otherwise. The Raft library warns of each try to reach a server that is down; the
+/// status of servers says that once.
+pub const DEFAULT_FILTER: &str = "info,openraft=error";
+
 /// Sends logs to standard error. The filter comes from `HANSE_LOG` (such as `debug` or `info,hanse_tunnel=trace`),
-/// otherwise `info`. A second call changes nothing.
+/// otherwise [`DEFAULT_FILTER`]. A second call changes nothing.
 pub fn init(format: Format) {
-    let filter = EnvFilter::try_from_env("HANSE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("HANSE_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
