@@ -1,6 +1,8 @@
 //! The same calls to a real etcd and to this store give the same answers: generated sequences of every form of the KV,
 //! Lease and Watch services, revision by revision and error text by error text.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::Fixture;

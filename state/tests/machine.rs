@@ -2,6 +2,8 @@
 //! into batches, whether memory was rebuilt in between, and whether compacted versions were removed or not, the same
 //! commands give the same answers and the same content.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use hanse_state::engine::{Cf, MemoryEngine, SharedEngine};
 use hanse_state::machine::Machine;
 use hanse_state::pb::command::{self, command::Op, outcome::Answer};

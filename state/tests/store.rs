@@ -1,5 +1,7 @@
 //! The conformance suites against every engine, and what only a store in one process can show: restarts.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{Fixture, put, range};

@@ -57,6 +57,30 @@ pub(super) async fn ranges(t: &Tenant) {
             "{key:?} {end:?}"
         );
     }
+    shapes(t).await;
+    sorted_and_filtered(t, &revisions).await;
+    let past = t
+        .range(pb::RangeRequest {
+            revision: revisions[3],
+            ..range("c", "")
+        })
+        .await;
+    assert_eq!(past.kvs[0].value, "5");
+    assert!(
+        past.header.unwrap().revision >= revisions[4],
+        "the header has the present revision"
+    );
+    let past = t
+        .range(pb::RangeRequest {
+            revision: revisions[1],
+            ..range("a", "e")
+        })
+        .await;
+    assert_eq!((keys(&past.kvs).concat().as_str(), past.count), ("ab", 2));
+}
+
+/// The keys `a` to `d` exist.
+async fn shapes(t: &Tenant) {
     let page = t
         .range(pb::RangeRequest {
             limit: 2,
@@ -88,6 +112,9 @@ pub(super) async fn ranges(t: &Tenant) {
         })
         .await;
     assert!(bare.kvs.iter().all(|kv| kv.value.is_empty() && kv.mod_revision > 0) && bare.kvs.len() == 4);
+}
+
+async fn sorted_and_filtered(t: &Tenant, revisions: &[i64]) {
     let sorted = |target: range_request::SortTarget, order: range_request::SortOrder| pb::RangeRequest {
         sort_target: target.into(),
         sort_order: order.into(),
@@ -114,24 +141,6 @@ pub(super) async fn ranges(t: &Tenant) {
     };
     let found = t.range(filtered).await;
     assert_eq!((keys(&found.kvs).concat().as_str(), found.count), ("cd", 4));
-    let past = t
-        .range(pb::RangeRequest {
-            revision: revisions[3],
-            ..range("c", "")
-        })
-        .await;
-    assert_eq!(past.kvs[0].value, "5");
-    assert!(
-        past.header.unwrap().revision >= revisions[4],
-        "the header has the present revision"
-    );
-    let past = t
-        .range(pb::RangeRequest {
-            revision: revisions[1],
-            ..range("a", "e")
-        })
-        .await;
-    assert_eq!((keys(&past.kvs).concat().as_str(), past.count), ("ab", 2));
 }
 
 pub(super) async fn large_ranges(t: &Tenant) {
@@ -221,6 +230,30 @@ pub(super) async fn transactions(t: &Tenant) {
         panic!("{answer:?}")
     };
     assert_eq!((none.deleted, none.prev_kvs.len()), (0, 0));
+    compares(t, revision).await;
+    let before = t.get("a").await.unwrap();
+    let kept = pb::PutRequest {
+        ignore_value: true,
+        prev_kv: true,
+        ..put("a", "")
+    };
+    let (Response::ResponsePut(answer), _) = t.one(op(Request::RequestPut(kept))).await else {
+        panic!()
+    };
+    assert_eq!(answer.prev_kv.unwrap(), before);
+    let after = t.get("a").await.unwrap();
+    assert_eq!(
+        (after.value.as_ref(), after.version),
+        (b"2".as_slice(), before.version + 1)
+    );
+    let (Response::ResponseDeleteRange(deleted), _) = t.one(delete_op("a", "c")).await else {
+        panic!()
+    };
+    assert_eq!((deleted.deleted, keys(&deleted.prev_kvs).concat().as_str()), (2, "ab"));
+}
+
+/// `a`, `b` and `c` were changed at `revision`, `a` for the second time.
+async fn compares(t: &Tenant, revision: i64) {
     let compare =
         |target: compare::CompareTarget, result: compare::CompareResult, union: compare::TargetUnion, key: &str| {
             let (target, result, key) = (target.into(), result.into(), bytes(key));
@@ -265,25 +298,6 @@ pub(super) async fn transactions(t: &Tenant) {
             "{compare:?}"
         );
     }
-    let before = t.get("a").await.unwrap();
-    let kept = pb::PutRequest {
-        ignore_value: true,
-        prev_kv: true,
-        ..put("a", "")
-    };
-    let (Response::ResponsePut(answer), _) = t.one(op(Request::RequestPut(kept))).await else {
-        panic!()
-    };
-    assert_eq!(answer.prev_kv.unwrap(), before);
-    let after = t.get("a").await.unwrap();
-    assert_eq!(
-        (after.value.as_ref(), after.version),
-        (b"2".as_slice(), before.version + 1)
-    );
-    let (Response::ResponseDeleteRange(deleted), _) = t.one(delete_op("a", "c")).await else {
-        panic!()
-    };
-    assert_eq!((deleted.deleted, keys(&deleted.prev_kvs).concat().as_str()), (2, "ab"));
 }
 
 /// The forms that kube-apiserver sends.
@@ -364,6 +378,10 @@ pub(super) async fn refusals(t: &Tenant) {
         .await,
         Err(StoreError::InvalidSort)
     );
+    refused_transactions(t).await;
+}
+
+async fn refused_transactions(t: &Tenant) {
     let many = |count: usize| (0..count).map(|i| put_op(&format!("k{i}"), "")).collect::<Vec<_>>();
     let too_large = txn(vec![], vec![put_op("a", &"x".repeat(MAX_REQUEST_BYTES))], vec![]);
     let put_with = |put: pb::PutRequest| txn(vec![], vec![op(Request::RequestPut(put))], vec![]);

@@ -1,4 +1,5 @@
 //! A store in this process, and short forms.
+
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub(crate) mod peer;
