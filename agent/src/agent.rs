@@ -23,7 +23,7 @@ use hanse_tunnel::assertion::Verifier;
 use hanse_tunnel::hub::Parts;
 use hanse_tunnel::{
     AgentEvents, Body, Credentials, Dialer, DialerConfig, RequestHead, ServerAddress, Settings, StoreHead, TunnelError,
-    Upgraded, Uplink,
+    Upgraded, Uplink, refuse,
 };
 use rustix::fs::{FlockOperation, flock};
 use rustls::pki_types::CertificateDer;
@@ -31,7 +31,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
@@ -120,6 +120,40 @@ impl AgentEvents for Agent {
     }
 }
 
+/// What the tunnel holds of the agent. Weak, since the agent holds the tunnel: the one who runs the agent ends both.
+struct Events(Weak<Agent>);
+
+impl Events {
+    fn gone() -> TunnelError {
+        TunnelError::Draining {
+            peer: "the agent".into(),
+        }
+    }
+}
+
+#[async_trait]
+impl AgentEvents for Events {
+    async fn request(&self, server: &str, head: RequestHead, body: Body) -> http::Response<Body> {
+        match self.0.upgrade() {
+            Some(agent) => agent.request(server, head, body).await,
+            None => refuse(Self::gone()),
+        }
+    }
+
+    async fn upgrade(&self, server: &str, head: RequestHead) -> Upgraded {
+        match self.0.upgrade() {
+            Some(agent) => AgentEvents::upgrade(&*agent, server, head).await,
+            None => Upgraded::Answered(refuse(Self::gone())),
+        }
+    }
+
+    fn intent(&self, server: &str, intent: Bytes) {
+        if let Some(agent) = self.0.upgrade() {
+            agent.intent(server, intent);
+        }
+    }
+}
+
 impl Agent {
     /// Runs an agent until its process is told to end. Tenants are left running.
     pub async fn run(config: AgentConfig, deps: Deps) -> Result<(), AgentError> {
@@ -162,7 +196,8 @@ impl Agent {
             rng: deps.rng.clone(),
             supervisor: deps.supervisor.clone(),
         };
-        let dialer = Dialer::start(dialer, parts, self.clone()).map_err(AgentError::Tunnel)?;
+        let dialer =
+            Dialer::start(dialer, parts, Arc::new(Events(Arc::downgrade(self)))).map_err(AgentError::Tunnel)?;
         self.attach(Arc::new(dialer));
         Ok(())
     }

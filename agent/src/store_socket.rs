@@ -57,6 +57,7 @@ const PASSED: [&str; 8] = [
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// gRPC codes (grpc/statuscodes.md).
+const OK: &[u8] = b"0";
 const PERMISSION_DENIED: &[u8] = b"7";
 const UNIMPLEMENTED: u32 = 12;
 const UNAVAILABLE: u32 = 14;
@@ -249,6 +250,8 @@ async fn serve(stream: UnixStream, shared: Arc<Shared>) {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(HEADERS_MAX)
         .max_send_buf_size(SEND_BUFFER)
+        // An API server that ends, or whose clients do, gives up all its calls at once; that is no attack here.
+        .max_pending_accept_reset_streams(STREAMS_MAX as usize)
         .auto_date_header(false);
     let service = service_fn(move |request| {
         let shared = shared.clone();
@@ -308,13 +311,14 @@ fn answer(shared: &Arc<Shared>, response: Response<Body>) -> Response<GrpcBody> 
 
 impl Shared {
     fn note_fence(&self, headers: &HeaderMap) {
-        let stale = headers
-            .get(GRPC_STATUS)
-            .is_some_and(|code| code.as_bytes() == PERMISSION_DENIED)
-            && headers
-                .get(GRPC_MESSAGE)
-                .and_then(|m| m.to_str().ok())
-                .is_some_and(|m| m.contains(FENCED_WORD));
+        let Some(code) = headers.get(GRPC_STATUS) else { return };
+        if code.as_bytes() == OK {
+            // A server that had not heard of this host yet may have refused it for a moment.
+            self.fenced.store(false, Ordering::Release);
+            return;
+        }
+        let says_so = |message: &HeaderValue| message.to_str().is_ok_and(|text| text.contains(FENCED_WORD));
+        let stale = code.as_bytes() == PERMISSION_DENIED && headers.get(GRPC_MESSAGE).is_some_and(says_so);
         if stale && !self.fenced.swap(true, Ordering::AcqRel) {
             tracing::warn!(
                 tenant = self.tenant,

@@ -213,6 +213,10 @@ async fn a_stale_epoch_is_noticed_and_forgotten_with_the_next() {
     let status = ask(&mut client, "/unary", "stale").await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::PermissionDenied);
     assert!(setup.socket.fenced());
+    ask(&mut client, "/unary", "taken again").await.unwrap();
+    assert!(!setup.socket.fenced());
+    ask(&mut client, "/unary", "stale").await.unwrap_err();
+    assert!(setup.socket.fenced());
     setup.socket.set_epoch(5);
     assert!(!setup.socket.fenced());
 }

@@ -20,8 +20,8 @@ use tokio::sync::watch;
 
 /// How often is looked while a tenant comes up.
 const POLL_STARTING: Duration = Duration::from_millis(100);
-/// How often is looked when it is up.
-const POLL_READY: Duration = Duration::from_secs(5);
+/// How often is looked when it is up. Each look reads the store, over the wide area perhaps.
+const POLL_READY: Duration = Duration::from_secs(10);
 /// How long one look may take. kube-apiserver asks its store within `/readyz` for at most two seconds.
 const LOOK: Duration = Duration::from_secs(4);
 /// How long putting one round of objects in may take.

@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-/// Lifetime of the certificates.
+/// Lifetime of the API server's certificate. It reads a new one while it runs.
 const DAYS: u32 = 365;
-/// Age at which they are issued anew.
+/// Lifetime of the certificates of simulated nodes. kwok reads its own only when it starts.
+const SIMULATED_DAYS: u32 = 3650;
+/// Age at which all are issued anew.
 const RENEW_AFTER: Duration = Duration::from_secs(240 * 86_400);
 
 /// What the certificates on disk were issued for.
@@ -91,7 +93,7 @@ fn kubelet(address: IpAddr) -> LeafSpec {
         common_name: "simulated-nodes".into(),
         ips: vec![address],
         server: true,
-        days: DAYS,
+        days: SIMULATED_DAYS,
         ..LeafSpec::default()
     }
 }
@@ -103,7 +105,7 @@ fn kwok() -> LeafSpec {
         common_name: "hanse:simulated-nodes".into(),
         organizations: vec!["system:masters".into()],
         client: true,
-        days: DAYS,
+        days: SIMULATED_DAYS,
         ..LeafSpec::default()
     }
 }

@@ -38,6 +38,8 @@ const TURN: Duration = Duration::from_millis(200);
 /// Wait after a step that failed.
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(10);
+/// How often files and certificates are looked at, when nothing else happens.
+const CHECK_FILES: Duration = Duration::from_secs(12 * 3600);
 /// Longest part of a log that is quoted in a report.
 const QUOTE_MAX: usize = 200;
 /// Ends of processes that wait to be noticed.
@@ -76,6 +78,7 @@ pub struct Worker {
     socket: Option<StoreSocket>,
     probing: Option<Probing>,
     turn: Option<(OwnedSemaphorePermit, Duration)>,
+    files_at: Duration,
     retry: Backoff,
     fault: Option<(String, bool)>,
     was_ready: bool,
@@ -114,6 +117,7 @@ impl Worker {
             socket: None,
             probing: None,
             turn: None,
+            files_at: Duration::ZERO,
             retry: Backoff::new(RETRY_MIN, RETRY_MAX),
             fault: None,
             was_ready: false,
@@ -161,6 +165,10 @@ impl Worker {
             let rendered = desired.map(|intent| self.render(intent)).transpose()?;
             self.observed.serving = self.health().serving;
             self.end_turn();
+            if self.host.clock.mono().saturating_sub(self.files_at) > CHECK_FILES {
+                // Old certificates are issued anew, files that someone changed are put right.
+                self.observed.files = None;
+            }
             let plan = plan(
                 rendered.as_ref().map(|r| &r.wanted),
                 &self.observed,
@@ -317,6 +325,7 @@ impl Worker {
             })
         })?;
         self.observed.files = Some(rendered.wanted.files.clone());
+        self.files_at = self.host.clock.mono();
         self.observed.removed = false;
         Ok(())
     }
