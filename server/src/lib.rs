@@ -1,9 +1,9 @@
 //! Wires one server together: engine, consensus, tunnel, regions, gateway. No logic of its own.
 //!
-//! - [`config`]: `server.toml`.
-//! - [`node`]: builds the parts in order, runs them, ends them in order.
-//! - [`events`]: what the tunnel asks of the rest (reports, store calls, enrolment).
-//! - [`status`]: live status of all servers for the gateway.
+//! - [`config`] is `server.toml`.
+//! - [`node`] builds the parts in order, runs them, ends them in order.
+//! - [`events`] answers what the tunnel asks of the rest (reports, store calls, enrolment).
+//! - [`status`] is the live status of all servers for the gateway.
 
 pub mod config;
 pub mod error;
