@@ -320,9 +320,13 @@ impl<'a> Up<'a> {
         if self.management.get::<Value>(kind, None, name).await?.is_some() {
             return Ok(());
         }
-        match self.management.create::<Value>(kind, None, object).await {
-            // Made meanwhile, such as by the first try of a repeated request.
-            Err(error) if error.kind() == Kind::Conflict => Ok(()),
+        let created = self.management.create::<Value>(kind, None, object).await;
+        match created {
+            // Made meanwhile, such as by the first try of a repeated request? A conflict may have other reasons too.
+            Err(error) if error.kind() == Kind::Conflict => {
+                let found: Option<Value> = self.management.get(kind, None, name).await?;
+                found.map(|_| ()).ok_or(error)
+            }
             Err(error) => Err(error),
             Ok(_) => Ok(()),
         }
