@@ -14,7 +14,7 @@ use hanse_runtime::clock::{SharedClock, SystemClock};
 use hanse_runtime::pki::{Ca, load_certs, load_key, sha256_hex};
 use hanse_runtime::rng::{SharedRng, SystemRng};
 use hanse_runtime::seal::Sealer;
-use hanse_runtime::shutdown::{Phase, Shutdown};
+use hanse_runtime::shutdown::Shutdown;
 use hanse_runtime::supervisor::{Supervisor, TaskKind, chain};
 use hanse_runtime::telemetry::{self, Metrics};
 use hanse_state::engine::{LogWriter, RocksEngine, RocksOptions, WriterOptions};
@@ -72,14 +72,7 @@ pub async fn run(path: &Path) -> Result<(), ServerError> {
     let secrets = read_secrets(&config)?;
     let node = start_node(&config, &machine, &secrets, raft_listener).await?;
     let outcome = serve(&config, &machine, secrets, &node, gateway_listener).await;
-    let shutdown = machine.supervisor.shutdown_token();
-    let consensus = shutdown.phase(Phase::Consensus);
-    let stopping = node.clone();
-    machine.supervisor.spawn(TaskKind::Consensus, "hand-over", async move {
-        consensus.cancelled().await;
-        stopping.shutdown().await?;
-        Ok(())
-    });
+    // Consensus hands leadership over by itself when its phase comes.
     machine.supervisor.shut_down(PHASE_LIMIT).await;
     tracing::info!("stopped");
     outcome?;
