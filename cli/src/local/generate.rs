@@ -61,10 +61,22 @@ pub(crate) fn generate(layout: &Layout, plan: &Plan, source: &Source<'_>) -> Res
         layout: layout.clone(),
         plan: plan.clone(),
     };
+    forget_configurations(&installation)?;
     complete(&installation)?;
     let text = toml::to_string(plan).map_err(|e| Error::failed(format!("cannot write the plan: {e}")))?;
     files::write(&layout.plan(), text.as_bytes(), PUBLIC)?;
     Ok(installation)
+}
+
+/// An interrupted start may have written configurations that name the keys of its own, which are gone. Without a plan nothing
+/// was ever started, so nobody has edited them.
+fn forget_configurations(installation: &Installation) -> Result<()> {
+    let Installation { layout, plan } = installation;
+    for region in &plan.regions {
+        files::remove(&layout.region(region, "server.toml"))?;
+        files::remove(&layout.region(region, "agent.toml"))?;
+    }
+    files::remove(&layout.front_door())
 }
 
 /// New keys over old data would make it unreadable.
@@ -284,6 +296,19 @@ mod tests {
         let door: FrontDoorConfig = load(&layout.front_door()).unwrap();
         assert_eq!(door.backends.len(), 3);
         assert!(Installation::load(layout).unwrap().is_some());
+    }
+
+    #[test]
+    fn configurations_of_an_interrupted_start_do_not_outlive_its_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = generated(dir.path()).layout;
+        std::fs::remove_file(layout.plan()).unwrap();
+        let plan = Plan::new(&["eu".into(), "us".into(), "ap".into()], 3).unwrap();
+        let rng = SeededRng::new(2);
+        generate(&layout, &plan, &Source { rng: &rng, now: NOW }).unwrap();
+        let hash = files::read_required(&layout.pki("admin.sha256")).unwrap();
+        let server: ServerConfig = load(&layout.region("eu", "server.toml")).unwrap();
+        assert_eq!(server.bootstrap.admin_key_sha256.unwrap(), hash.trim());
     }
 
     #[test]
