@@ -18,12 +18,12 @@ const STEPS: usize = 6;
 /// Values of revisions that are staged but not yet written.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
-    values: HashMap<i64, HashMap<Bytes, Bytes>>,
+    values: HashMap<i64, Vec<(Bytes, Bytes)>>,
 }
 
 impl Pending {
     pub(crate) fn insert(&mut self, revision: i64, key: Bytes, value: Bytes) {
-        self.values.entry(revision).or_default().insert(key, value);
+        self.values.entry(revision).or_default().push((key, value));
     }
 
     pub(crate) fn forget(&mut self, revision: i64) {
@@ -31,7 +31,12 @@ impl Pending {
     }
 
     fn get(&self, revision: i64, key: &[u8]) -> Option<Bytes> {
-        self.values.get(&revision)?.get(key).cloned()
+        // At most as many as a transaction has operations.
+        let values = self.values.get(&revision)?;
+        values
+            .iter()
+            .find(|(known, _)| known == key)
+            .map(|(_, value)| value.clone())
     }
 }
 
