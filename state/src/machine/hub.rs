@@ -200,10 +200,7 @@ impl Hub {
         let mut watchers = self.watchers.lock();
         let id = watchers.next_id;
         watchers.next_id += 1;
-        let inbox = Arc::new(Mutex::new(Inbox {
-            active: true,
-            ..Inbox::default()
-        }));
+        let inbox = Arc::new(Mutex::new(Inbox::default()));
         let watcher = Watcher {
             id,
             progress,
