@@ -48,7 +48,7 @@ impl Default for Settings {
             append_timeout: Duration::from_millis(700),
             connect_timeout: Duration::from_millis(500),
             request_timeout: Duration::from_secs(5),
-            status_timeout: Duration::from_millis(500),
+            status_timeout: Duration::from_millis(1500),
             snapshot_timeout: Duration::from_secs(600),
             snapshot_every: 50_000,
             keep_entries: 50_000,

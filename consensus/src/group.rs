@@ -71,6 +71,11 @@ fn millis(duration: Duration) -> u64 {
 }
 
 impl Group {
+    /// What the etcd API calls the cluster's id: constant over members and time.
+    pub fn cluster_id(&self) -> u64 {
+        u64::from(self.id.0) + 1
+    }
+
     /// The clock of this server.
     pub fn clock(&self) -> &SharedClock {
         self.peers.clock()
@@ -143,7 +148,7 @@ impl Group {
         let metrics = self.raft.metrics();
         let seen = metrics.borrow_watched();
         StoreStatus {
-            cluster_id: u64::from(self.id.0) + 1,
+            cluster_id: self.cluster_id(),
             member_id: self.me,
             role: role(seen.state),
             term: seen.current_term,

@@ -3,7 +3,7 @@
 //! This is the only crate that names openraft. Group 0 (council) and group 1 (tenants) run over the same servers, engine,
 //! log writer, port and connections; nothing here assumes that there are two.
 //!
-//! - [`node`]: starts it all, forms the cluster, says how it is.
+//! - [`node`]: starts it all, forms the cluster; [`status`] says how it is.
 //! - [`replicated_store`]: `state::Store` on any member; [`propose`] takes writes to the leader, [`read_index`] makes reads
 //!   linearizable.
 //! - [`membership`]: adding and removing servers.
@@ -27,6 +27,7 @@ pub mod replicated_store;
 pub mod service;
 pub mod snapshot;
 pub mod state_machine;
+pub mod status;
 pub mod timers;
 pub mod tls;
 pub mod types;
@@ -34,7 +35,8 @@ pub mod types;
 pub use config::{NodeConfig, Settings};
 pub use error::ConsensusError;
 pub use group::Leadership;
-pub use node::{MemberStatus, Node, NodeParts};
+pub use node::{Node, NodeParts};
 pub use replicated_store::ReplicatedStore;
+pub use status::MemberStatus;
 pub use tls::TlsPem;
 pub use types::{GROUPS, GroupId, Member, NodeId};

@@ -163,7 +163,8 @@ impl Peers {
     }
 
     fn endpoint(&self, member: &Member) -> Result<Endpoint, ConsensusError> {
-        let endpoint = Endpoint::from_shared(format!("https://{}", member.address))
+        let url = format!("{}://{}", self.inner.tls.scheme(), member.address);
+        let endpoint = Endpoint::from_shared(url)
             .map_err(|error| no_address(member, &error.to_string()))?
             .connect_timeout(self.inner.settings.connect_timeout)
             .tcp_nodelay(true)

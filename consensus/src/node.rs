@@ -1,23 +1,20 @@
 //! A server's consensus: all Raft groups over one engine, one log writer, one port.
 
-use crate::codec::pb;
 use crate::config::NodeConfig;
 use crate::error::ConsensusError;
 use crate::group::{Group, GroupRaft, Leadership};
 use crate::log_store::LogStore;
-use crate::network::{Lane, NetworkFactory, Peers};
+use crate::network::{NetworkFactory, Peers};
 use crate::pending::Pending;
 use crate::read_index::MAX_WAITING_READS;
 use crate::replicated_store::ReplicatedStore;
 use crate::service::{Server, Service};
 use crate::snapshot::Spool;
 use crate::state_machine::StateMachine;
+use crate::status::{About, MemberStatus, ask_all, member_statuses};
 use crate::timers;
 use crate::tls::Tls;
 use crate::types::{GROUPS, GroupId, Member, NodeId, group_name};
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
-use hanse_api::resources::GroupProgress;
 use hanse_runtime::clock::{SharedClock, timeout};
 use hanse_runtime::rng::SharedRng;
 use hanse_runtime::shutdown::Phase;
@@ -63,23 +60,6 @@ impl fmt::Debug for NodeParts {
     }
 }
 
-/// How a server is doing, asked over the Raft port.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MemberStatus {
-    /// Its id.
-    pub id: NodeId,
-    /// Its name.
-    pub name: String,
-    /// `host:port` of its Raft port.
-    pub address: String,
-    /// Whether it answered.
-    pub online: bool,
-    /// Version of its program.
-    pub version: String,
-    /// Its part in each group; empty when it did not answer.
-    pub groups: Vec<GroupProgress>,
-}
-
 /// A running node. Cheap to clone.
 #[derive(Clone)]
 pub struct Node {
@@ -89,6 +69,7 @@ pub struct Node {
 struct Inner {
     config: NodeConfig,
     groups: Arc<BTreeMap<GroupId, Arc<Group>>>,
+    about: Arc<About>,
     stores: BTreeMap<GroupId, Arc<ReplicatedStore>>,
     peers: Peers,
     clock: SharedClock,
@@ -151,12 +132,8 @@ impl Node {
             supervisor: &supervisor,
         };
         let groups = Arc::new(starting.groups().await?);
-        let service = Service::new(
-            config.id,
-            config.name.clone(),
-            config.version.clone(),
-            Arc::clone(&groups),
-        );
+        let about = Arc::new(About::new(&config, Arc::clone(&groups)));
+        let service = Service::new(Arc::clone(&about));
         let shutdown = supervisor.shutdown_token();
         let server = Server {
             listener,
@@ -175,6 +152,7 @@ impl Node {
             inner: Arc::new(Inner {
                 config,
                 groups,
+                about,
                 stores,
                 peers,
                 clock,
@@ -293,18 +271,16 @@ impl Node {
         Ok(())
     }
 
+    /// What the server's other parts tell of this server in every answer to the question how it is. The first call counts.
+    pub fn tell(&self, extra: impl Fn() -> Vec<u8> + Send + Sync + 'static) {
+        self.inner.about.tell(extra);
+    }
+
     /// How all servers are doing. Those that do not answer within the configured time are marked as offline.
     pub async fn cluster_status(&self) -> Vec<MemberStatus> {
         let members = self.members();
-        let mut answers: BTreeMap<NodeId, Option<pb::StatusReply>> =
-            ask_all(&self.inner.peers, &members).await.into_iter().collect();
-        let here = pb::StatusReply {
-            id: self.id(),
-            name: self.inner.config.name.clone(),
-            version: self.inner.config.version.clone(),
-            groups: self.inner.groups.values().map(|group| group.status_message()).collect(),
-        };
-        answers.insert(self.id(), Some(here));
+        let mut answers: BTreeMap<_, _> = ask_all(&self.inner.peers, &members).await.into_iter().collect();
+        answers.insert(self.id(), Some(self.inner.about.reply()));
         member_statuses(&members, &answers)
     }
 
@@ -401,77 +377,6 @@ fn best_follower(group: &Group) -> Option<NodeId> {
         .map(|(id, _)| *id)
 }
 
-/// Asks all `members` but this server how they are, at once.
-async fn ask_all(peers: &Peers, members: &BTreeMap<NodeId, Member>) -> Vec<(NodeId, Option<pb::StatusReply>)> {
-    let asks: FuturesUnordered<_> = members
-        .iter()
-        .filter(|(id, _)| **id != peers.me())
-        .map(|(id, member)| async move {
-            let Ok(mut client) = peers.client(*id, member, Lane::Control) else {
-                return (*id, None);
-            };
-            let ask = client.status(pb::StatusRequest {});
-            let reply = timeout(peers.clock().as_ref(), peers.settings().status_timeout, ask).await;
-            let reply = reply.ok().and_then(|reply| {
-                reply
-                    .inspect_err(|status| tracing::debug!(id, %status, "no status"))
-                    .ok()
-            });
-            (
-                *id,
-                reply.map(tonic::Response::into_inner).filter(|reply| reply.id == *id),
-            )
-        })
-        .collect();
-    asks.collect().await
-}
-
-/// Puts the answers side by side; lag is counted from the leader's last applied entry. Pure.
-fn member_statuses(
-    members: &BTreeMap<NodeId, Member>,
-    answers: &BTreeMap<NodeId, Option<pb::StatusReply>>,
-) -> Vec<MemberStatus> {
-    let statuses = || answers.values().flatten().flat_map(|reply| &reply.groups);
-    let leader_applied = |group: u32| {
-        let leaders = statuses().filter(|status| status.group == group && status.role == "Leader");
-        leaders
-            .max_by_key(|status| status.term)
-            .map(|status| status.applied_index)
-    };
-    let name = |id: u64| {
-        members
-            .get(&id)
-            .map_or_else(|| id.to_string(), |member| member.name.clone())
-    };
-    let progress = |status: &pb::GroupStatus| GroupProgress {
-        group: status.group,
-        role: status.role.clone(),
-        term: status.term,
-        leader: if status.has_leader {
-            name(status.leader)
-        } else {
-            String::new()
-        },
-        applied_index: status.applied_index,
-        revision: status.revision,
-        lag: leader_applied(status.group).map(|applied| applied.saturating_sub(status.applied_index)),
-    };
-    let status = |(id, member): (&NodeId, &Member)| {
-        let answer = answers.get(id).and_then(Option::as_ref);
-        MemberStatus {
-            id: *id,
-            name: member.name.clone(),
-            address: member.address.clone(),
-            online: answer.is_some(),
-            version: answer.map(|reply| reply.version.clone()).unwrap_or_default(),
-            groups: answer
-                .map(|reply| reply.groups.iter().map(progress).collect())
-                .unwrap_or_default(),
-        }
-    };
-    members.iter().map(status).collect()
-}
-
 /// What a start works with.
 struct Starting<'a> {
     config: &'a NodeConfig,
@@ -562,51 +467,5 @@ impl Starting<'_> {
         self.supervisor
             .spawn(TaskKind::Consensus, format!("upkeep of {name}"), task);
         Ok(group)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lag_is_counted_from_the_newest_leader() {
-        let member = |n: u64| {
-            (
-                n,
-                Member {
-                    name: format!("s{n}"),
-                    address: format!("127.0.0.{n}:1"),
-                },
-            )
-        };
-        let members: BTreeMap<_, _> = (1..=3).map(member).collect();
-        let reply = |id: u64, role: &str, term: u64, applied_index: u64| {
-            let status = pb::GroupStatus {
-                group: 0,
-                role: role.to_owned(),
-                term,
-                leader: 2,
-                has_leader: true,
-                applied_index,
-                ..pb::GroupStatus::default()
-            };
-            (
-                id,
-                Some(pb::StatusReply {
-                    id,
-                    groups: vec![status],
-                    ..pb::StatusReply::default()
-                }),
-            )
-        };
-        // Server 1 was the leader of term 4 and does not know better yet.
-        let answers = BTreeMap::from([reply(1, "Leader", 4, 90), reply(2, "Leader", 5, 100), (3, None)]);
-        let statuses = member_statuses(&members, &answers);
-        assert_eq!(statuses[0].groups[0].lag, Some(10));
-        assert_eq!(statuses[1].groups[0].lag, Some(0));
-        assert_eq!(statuses[1].groups[0].leader, "s2");
-        assert!(!statuses[2].online && statuses[2].groups.is_empty());
-        assert_eq!(statuses[2].name, "s3");
     }
 }

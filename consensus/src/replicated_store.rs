@@ -212,6 +212,15 @@ impl Store for ReplicatedStore {
         self.group.has_leader()
     }
 
+    fn header(&self) -> pb::ResponseHeader {
+        pb::ResponseHeader {
+            cluster_id: self.group.cluster_id(),
+            member_id: self.group.me,
+            revision: self.revision(),
+            raft_term: self.group.leadership.borrow().term,
+        }
+    }
+
     fn status(&self) -> StoreStatus {
         self.group.status(self.engine.size())
     }

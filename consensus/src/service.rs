@@ -5,6 +5,7 @@ use crate::error::{CodecError, ConsensusError};
 use crate::group::Group;
 use crate::network::{CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_MESSAGE_BYTES, STREAM_WINDOW};
 use crate::snapshot::{Incoming, SnapshotData, Spooled, read_head};
+use crate::status::About;
 use crate::tls;
 use crate::types::{GroupId, SnapshotMeta, Vote};
 use futures::stream::BoxStream;
@@ -16,7 +17,6 @@ use openraft::Snapshot;
 use openraft::raft::StreamAppendError;
 use pb::consensus_server::{Consensus, ConsensusServer};
 use rustls::ServerConfig;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -39,10 +39,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What every group of this server answers.
 #[derive(Clone)]
 pub struct Service {
-    id: u64,
-    name: String,
-    version: String,
-    groups: Arc<BTreeMap<GroupId, Arc<Group>>>,
+    about: Arc<About>,
 }
 
 /// Before any answer: bad records are the caller's fault, a stopping server is not.
@@ -73,18 +70,13 @@ fn append_reply(
 type Replies = BoxStream<'static, Result<pb::AppendReply, Status>>;
 
 impl Service {
-    /// For `groups`.
-    pub fn new(id: u64, name: String, version: String, groups: Arc<BTreeMap<GroupId, Arc<Group>>>) -> Self {
-        Self {
-            id,
-            name,
-            version,
-            groups,
-        }
+    /// For this server and its groups.
+    pub fn new(about: Arc<About>) -> Self {
+        Self { about }
     }
 
     fn group(&self, id: u32) -> Result<Arc<Group>, Status> {
-        let group = self.groups.get(&GroupId(id));
+        let group = self.about.groups.get(&GroupId(id));
         group
             .cloned()
             .ok_or_else(|| Status::not_found(format!("Raft group {id} is not on this server")))
@@ -244,12 +236,7 @@ impl Consensus for Service {
     }
 
     async fn status(&self, _request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusReply>, Status> {
-        Ok(Response::new(pb::StatusReply {
-            id: self.id,
-            name: self.name.clone(),
-            version: self.version.clone(),
-            groups: self.groups.values().map(|group| group.status_message()).collect(),
-        }))
+        Ok(Response::new(self.about.reply()))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Mutual TLS between servers. A certificate counts only if our CA signed it and it names `hanse://server/<name>`:
 //! addresses change, names do not, and an agent's certificate of the same CA must not open this door.
+//!
+//! Where the store stands in for etcd ([`Trust::Hosts`], [`Trust::Open`]) it follows etcd's rules instead.
 
 use crate::error::ConsensusError;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -9,7 +11,7 @@ use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use std::fmt;
 use std::sync::Arc;
-use tonic::transport::{ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// How the name of a server begins in its certificate.
@@ -34,11 +36,30 @@ impl fmt::Debug for TlsPem {
     }
 }
 
+/// How servers know each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// By certificates that name `hanse://server/<name>`.
+    #[default]
+    Names,
+    /// By certificates of the CA: a server's must be for the host of its address, a caller's may be any. etcd's rule.
+    Hosts,
+    /// Not at all, and nothing is encrypted: etcd's peers with http URLs. Whoever reaches the port can change everything.
+    Open,
+}
+
 /// The same, read and ready for connections in both directions.
 #[derive(Clone)]
 pub struct Tls {
+    trust: Trust,
+    material: Option<Material>,
+}
+
+#[derive(Clone)]
+struct Material {
     provider: Arc<CryptoProvider>,
     roots: Arc<RootCertStore>,
+    ca: Certificate,
     identity: Identity,
     server: Arc<ServerConfig>,
 }
@@ -63,6 +84,81 @@ where
 impl Tls {
     /// Reads `pem`; the certificate must name this server.
     pub fn new(pem: &TlsPem, name: &str) -> Result<Self, ConsensusError> {
+        Self::by(Trust::Names, pem, name)
+    }
+
+    /// The same by another rule. [`Trust::Open`] reads nothing.
+    pub fn by(trust: Trust, pem: &TlsPem, name: &str) -> Result<Self, ConsensusError> {
+        let material = match trust {
+            Trust::Names => {
+                check_name(pem, name)?;
+                Some(Material::read(pem)?)
+            }
+            Trust::Hosts => Some(Material::read(pem)?),
+            Trust::Open => None,
+        };
+        Ok(Self { trust, material })
+    }
+
+    /// The rule.
+    pub fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    /// For the listener; none where it is open.
+    pub fn server(&self) -> Option<Arc<ServerConfig>> {
+        self.material.as_ref().map(|material| Arc::clone(&material.server))
+    }
+
+    /// How URLs of other servers begin.
+    pub fn scheme(&self) -> &'static str {
+        match self.trust {
+            Trust::Names | Trust::Hosts => "https",
+            Trust::Open => "http",
+        }
+    }
+
+    /// Makes `endpoint` speak to the server called `name` and to no other, or to whom the rule allows.
+    pub fn secure(&self, endpoint: Endpoint, name: &str) -> Result<Endpoint, ConsensusError> {
+        let Some(material) = &self.material else {
+            return Ok(endpoint);
+        };
+        let config = ClientTlsConfig::new()
+            .identity(material.identity.clone())
+            .assume_http2(true);
+        match self.trust {
+            Trust::Names => {
+                let verifier = NameVerifier {
+                    provider: Arc::clone(&material.provider),
+                    roots: Arc::clone(&material.roots),
+                    name: name.to_owned(),
+                };
+                endpoint.tls_config_with_verifier(config.domain_name(SNI), Arc::new(verifier))
+            }
+            Trust::Hosts | Trust::Open => endpoint.tls_config(config.ca_certificate(material.ca.clone())),
+        }
+        .map_err(fault("the client side"))
+    }
+}
+
+fn check_name(pem: &TlsPem, name: &str) -> Result<(), ConsensusError> {
+    let chain = hanse_runtime::pki::load_certs(&pem.cert).map_err(fault("the server's certificate"))?;
+    match chain.first().and_then(server_name) {
+        Some(found) if found == name => Ok(()),
+        found => {
+            let found = found.unwrap_or_else(|| "no server".to_owned());
+            let fault =
+                format!("the certificate names {found}, but this server is {name}: issue one for {SERVER_URI}{name}");
+            Err(ConsensusError::Config {
+                field: "tls.cert",
+                fault,
+            })
+        }
+    }
+}
+
+impl Material {
+    fn read(pem: &TlsPem) -> Result<Self, ConsensusError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
         for root in hanse_runtime::pki::load_certs(&pem.ca).map_err(fault("the CA certificate"))? {
@@ -70,19 +166,6 @@ impl Tls {
         }
         let roots = Arc::new(roots);
         let chain = hanse_runtime::pki::load_certs(&pem.cert).map_err(fault("the server's certificate"))?;
-        match chain.first().and_then(server_name) {
-            Some(found) if found == name => {}
-            found => {
-                let found = found.unwrap_or_else(|| "no server".to_owned());
-                let fault = format!(
-                    "the certificate names {found}, but this server is {name}: issue one for {SERVER_URI}{name}"
-                );
-                return Err(ConsensusError::Config {
-                    field: "tls.cert",
-                    fault,
-                });
-            }
-        }
         let key = hanse_runtime::pki::load_key(&pem.key).map_err(fault("the server's key"))?;
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
             .build()
@@ -94,34 +177,13 @@ impl Tls {
             .with_single_cert(chain, key)
             .map_err(fault("the server's certificate and key"))?;
         server.alpn_protocols = vec![b"h2".to_vec()];
-        let identity = Identity::from_pem(&pem.cert, &pem.key);
         Ok(Self {
             provider,
             roots,
-            identity,
+            ca: Certificate::from_pem(&pem.ca),
+            identity: Identity::from_pem(&pem.cert, &pem.key),
             server: Arc::new(server),
         })
-    }
-
-    /// For the listener.
-    pub fn server(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.server)
-    }
-
-    /// Makes `endpoint` speak to the server called `name` and to no other.
-    pub fn secure(&self, endpoint: Endpoint, name: &str) -> Result<Endpoint, ConsensusError> {
-        let verifier = NameVerifier {
-            provider: Arc::clone(&self.provider),
-            roots: Arc::clone(&self.roots),
-            name: name.to_owned(),
-        };
-        let config = ClientTlsConfig::new()
-            .domain_name(SNI)
-            .identity(self.identity.clone())
-            .assume_http2(true);
-        endpoint
-            .tls_config_with_verifier(config, Arc::new(verifier))
-            .map_err(fault("the client side"))
     }
 }
 
@@ -249,8 +311,8 @@ mod tests {
         let at = UnixTime::since_unix_epoch(std::time::Duration::from_millis(1_790_000_000_000));
         let verify = |name: &str, cert: &str| {
             let verifier = NameVerifier {
-                provider: Arc::clone(&tls.provider),
-                roots: Arc::clone(&tls.roots),
+                provider: Arc::clone(&tls.material.as_ref().unwrap().provider),
+                roots: Arc::clone(&tls.material.as_ref().unwrap().roots),
                 name: name.into(),
             };
             let cert = hanse_runtime::pki::load_certs(cert).unwrap();

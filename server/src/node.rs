@@ -4,7 +4,7 @@ use crate::config::{MemberConfig, ServerConfig};
 use crate::error::ServerError;
 use crate::events::Events;
 use crate::files;
-use crate::status::LiveStatus;
+use crate::status::{self, LiveStatus};
 use hanse_api::resources::ServerSpec;
 use hanse_consensus::{Member, Node, NodeConfig, NodeParts, Settings, TlsPem};
 use hanse_gateway::{Gateway, GatewayParts, Limits};
@@ -184,6 +184,7 @@ async fn serve(
         credentials().map_err(part("the tunnel"))?,
         Arc::clone(&events),
     )?;
+    status::tell(node, Arc::clone(&hub) as _);
     let gateway = Gateway::new(GatewayParts {
         objects: objects.clone(),
         hub: Arc::clone(&hub) as _,
@@ -193,7 +194,6 @@ async fn serve(
         cluster_status: Arc::new(LiveStatus {
             node: node.clone(),
             objects: objects.clone(),
-            hub: Arc::clone(&hub) as _,
         }),
         metrics: machine.metrics.clone(),
         supervisor: machine.supervisor.clone(),

@@ -7,7 +7,11 @@ use hanse_consensus::{MemberStatus, Node};
 use hanse_gateway::ClusterStatus;
 use hanse_state::objects::{Objects, Page};
 use hanse_tunnel::AgentHub;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+
+/// Agents that a server tells of, in an answer of bounded size.
+const MAX_TOLD_AGENTS: usize = 10_000;
 
 /// Answers the gateway's question how the servers are.
 pub struct LiveStatus {
@@ -15,8 +19,6 @@ pub struct LiveStatus {
     pub node: Node,
     /// The registry.
     pub objects: Objects,
-    /// Agents that are connected here.
-    pub hub: Arc<dyn AgentHub>,
 }
 
 #[async_trait]
@@ -34,8 +36,6 @@ impl ClusterStatus for LiveStatus {
             }
         };
         let live = self.node.cluster_status().await;
-        let here = self.node.id();
-        let agents: Vec<String> = self.hub.sessions().into_iter().map(|session| session.cluster).collect();
         known
             .iter()
             .filter_map(|stored| match serde_json::from_slice::<Server>(&stored.value) {
@@ -45,26 +45,51 @@ impl ClusterStatus for LiveStatus {
                     None
                 }
             })
-            .map(|server| {
-                let own_agents = if server.spec.id == here {
-                    agents.clone()
-                } else {
-                    Vec::new()
-                };
-                join(server, &live, own_agents)
-            })
+            .map(|server| join(server, &live))
             .collect()
     }
 }
 
+/// What a server tells of itself beside its part in consensus; a server that knows more fields may tell an older one.
+#[derive(Default, Serialize, Deserialize)]
+struct Told {
+    #[serde(default)]
+    agents: Vec<String>,
+}
+
+/// Lets this server tell the others which agents are connected here.
+pub fn tell(node: &Node, hub: Arc<dyn AgentHub>) {
+    node.tell(move || {
+        let mut agents: Vec<String> = hub.sessions().into_iter().map(|session| session.cluster).collect();
+        agents.sort_unstable();
+        agents.dedup();
+        agents.truncate(MAX_TOLD_AGENTS);
+        serde_json::to_vec(&Told { agents }).unwrap_or_default()
+    });
+}
+
+/// Agents that another server told of; none of one that runs another version or did not answer.
+fn told_agents(member: &MemberStatus) -> Vec<String> {
+    if member.extra.is_empty() {
+        return Vec::new();
+    }
+    match serde_json::from_slice::<Told>(&member.extra) {
+        Ok(told) => told.agents,
+        Err(error) => {
+            tracing::warn!(server = member.name, %error, "what a server tells of itself cannot be read");
+            Vec::new()
+        }
+    }
+}
+
 /// The stored server with what was observed of it.
-fn join(mut server: Server, live: &[MemberStatus], agents: Vec<String>) -> Server {
+fn join(mut server: Server, live: &[MemberStatus]) -> Server {
     let member = live.iter().find(|member| member.id == server.spec.id);
     server.status = member.map_or_else(ServerStatus::default, |member| ServerStatus {
         online: member.online,
         version: member.version.clone(),
         groups: member.groups.clone(),
-        agents,
+        agents: told_agents(member),
     });
     server
 }
@@ -83,14 +108,15 @@ mod tests {
             online: true,
             ..MemberStatus::default()
         }];
-        assert!(!join(server.clone(), &live, Vec::new()).status.online);
+        assert!(!join(server.clone(), &live).status.online);
         let live = [MemberStatus {
             id: 2,
             online: true,
             version: "x".into(),
+            extra: br#"{"agents": ["eu"], "newer": 1}"#.to_vec(),
             ..MemberStatus::default()
         }];
-        let joined = join(server, &live, vec!["eu".into()]);
+        let joined = join(server, &live);
         assert!(joined.status.online && joined.status.version == "x" && joined.status.agents == ["eu"]);
     }
 }

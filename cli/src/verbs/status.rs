@@ -167,8 +167,18 @@ fn group_name(group: &Value) -> String {
     }
 }
 
+/// Servers that the cluster's agent is connected to, as they tell it. Sooner than the cluster's own status, which changes
+/// only after a period of grace.
+fn sessions<'a>(servers: &'a [Value], cluster: &str) -> Vec<&'a str> {
+    let holds = |server: &&Value| {
+        let agents = server.pointer("/status/agents").and_then(Value::as_array);
+        agents.is_some_and(|agents| agents.iter().any(|agent| agent == cluster))
+    };
+    servers.iter().filter(holds).map(tenant::name).collect()
+}
+
 fn agents(status: &Status, wide: bool) -> Table {
-    let mut heads = vec!["CLUSTER", "REGION", "ONLINE", "PHASE", "TENANTS"];
+    let mut heads = vec!["CLUSTER", "REGION", "ONLINE", "SESSIONS", "PHASE", "TENANTS"];
     if wide {
         heads.push("MESSAGE");
     }
@@ -183,10 +193,12 @@ fn agents(status: &Status, wide: bool) -> Table {
         let region = cluster["metadata"]["annotations"][ANNOTATION_REGION]
             .as_str()
             .unwrap_or_default();
+        let sessions = sessions(&status.servers, name);
         let mut row = vec![
             name.to_owned(),
             region.to_owned(),
-            yes_no(cluster, "/status/online"),
+            if sessions.is_empty() { "no" } else { "yes" }.to_owned(),
+            sessions.join(","),
             tenant::text(cluster, "/status/phase").to_owned(),
             hosted.to_string(),
         ];
@@ -237,6 +249,8 @@ mod tests {
             clusters: vec![
                 json!({"metadata": {"name": "eu", "annotations": {ANNOTATION_REGION: "eu"}},
                                   "status": {"online": true, "phase": "Initialized"}}),
+                json!({"metadata": {"name": "us", "annotations": {ANNOTATION_REGION: "us"}},
+                                  "status": {"online": true, "phase": "Initialized"}}),
             ],
             tenants: vec![],
         };
@@ -253,8 +267,9 @@ eu-1   eu       yes      tenants   Follower   2      1200      4
 us-1   us       no       -         -          -      -         -
 
 Agents
-CLUSTER   REGION   ONLINE   PHASE         TENANTS
-eu        eu       yes      Initialized   0
+CLUSTER   REGION   ONLINE   SESSIONS   PHASE         TENANTS
+eu        eu       yes      eu-1       Initialized   0
+us        us       no       -          Initialized   0
 
 Tenants
 none; `hanse create NAME` makes one

@@ -1,0 +1,198 @@
+//! How the servers are doing: each answers for itself over the Raft port, and the answers are put side by side.
+
+use crate::codec::pb;
+use crate::config::NodeConfig;
+use crate::group::Group;
+use crate::network::{Lane, Peers};
+use crate::types::{GroupId, Member, NodeId};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use hanse_api::resources::GroupProgress;
+use hanse_runtime::clock::timeout;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+type Extra = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
+
+/// What this server says of itself.
+pub struct About {
+    id: NodeId,
+    name: String,
+    version: String,
+    pub(crate) groups: Arc<BTreeMap<GroupId, Arc<Group>>>,
+    extra: OnceLock<Extra>,
+}
+
+impl fmt::Debug for About {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("About").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl About {
+    pub(crate) fn new(config: &NodeConfig, groups: Arc<BTreeMap<GroupId, Arc<Group>>>) -> Self {
+        Self {
+            id: config.id,
+            name: config.name.clone(),
+            version: config.version.clone(),
+            groups,
+            extra: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn tell(&self, extra: impl Fn() -> Vec<u8> + Send + Sync + 'static) {
+        self.extra.get_or_init(|| Box::new(extra));
+    }
+
+    /// The answer to the question how this server is.
+    pub fn reply(&self) -> pb::StatusReply {
+        pb::StatusReply {
+            id: self.id,
+            name: self.name.clone(),
+            version: self.version.clone(),
+            groups: self.groups.values().map(|group| group.status_message()).collect(),
+            extra: self.extra.get().map(|extra| extra().into()).unwrap_or_default(),
+        }
+    }
+}
+
+/// How a server is doing, asked over the Raft port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// `host:port` of its Raft port.
+    pub address: String,
+    /// Whether it answered.
+    pub online: bool,
+    /// Version of its program.
+    pub version: String,
+    /// Its part in each group; empty when it did not answer.
+    pub groups: Vec<GroupProgress>,
+    /// What the server's other parts tell of it, see [`crate::Node::tell`].
+    pub extra: Vec<u8>,
+}
+
+/// Asks all `members` but this server how they are, at once.
+pub(crate) async fn ask_all(
+    peers: &Peers,
+    members: &BTreeMap<NodeId, Member>,
+) -> Vec<(NodeId, Option<pb::StatusReply>)> {
+    let asks: FuturesUnordered<_> = members
+        .iter()
+        .filter(|(id, _)| **id != peers.me())
+        .map(|(id, member)| async move {
+            let Ok(mut client) = peers.client(*id, member, Lane::Control) else {
+                return (*id, None);
+            };
+            let ask = client.status(pb::StatusRequest {});
+            let reply = timeout(peers.clock().as_ref(), peers.settings().status_timeout, ask).await;
+            let reply = reply.ok().and_then(|reply| {
+                reply
+                    .inspect_err(|status| tracing::debug!(id, %status, "no status"))
+                    .ok()
+            });
+            (
+                *id,
+                reply.map(tonic::Response::into_inner).filter(|reply| reply.id == *id),
+            )
+        })
+        .collect();
+    asks.collect().await
+}
+
+/// Puts the answers side by side; lag is counted from the leader's last applied entry. Pure.
+pub(crate) fn member_statuses(
+    members: &BTreeMap<NodeId, Member>,
+    answers: &BTreeMap<NodeId, Option<pb::StatusReply>>,
+) -> Vec<MemberStatus> {
+    let statuses = || answers.values().flatten().flat_map(|reply| &reply.groups);
+    let leader_applied = |group: u32| {
+        let leaders = statuses().filter(|status| status.group == group && status.role == "Leader");
+        leaders
+            .max_by_key(|status| status.term)
+            .map(|status| status.applied_index)
+    };
+    let name = |id: u64| {
+        members
+            .get(&id)
+            .map_or_else(|| id.to_string(), |member| member.name.clone())
+    };
+    let progress = |status: &pb::GroupStatus| GroupProgress {
+        group: status.group,
+        role: status.role.clone(),
+        term: status.term,
+        leader: if status.has_leader {
+            name(status.leader)
+        } else {
+            String::new()
+        },
+        applied_index: status.applied_index,
+        revision: status.revision,
+        lag: leader_applied(status.group).map(|applied| applied.saturating_sub(status.applied_index)),
+    };
+    let status = |(id, member): (&NodeId, &Member)| {
+        let answer = answers.get(id).and_then(Option::as_ref);
+        MemberStatus {
+            id: *id,
+            name: member.name.clone(),
+            address: member.address.clone(),
+            online: answer.is_some(),
+            version: answer.map(|reply| reply.version.clone()).unwrap_or_default(),
+            groups: answer
+                .map(|reply| reply.groups.iter().map(progress).collect())
+                .unwrap_or_default(),
+            extra: answer.map(|reply| reply.extra.to_vec()).unwrap_or_default(),
+        }
+    };
+    members.iter().map(status).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lag_is_counted_from_the_newest_leader() {
+        let member = |n: u64| {
+            (
+                n,
+                Member {
+                    name: format!("s{n}"),
+                    address: format!("127.0.0.{n}:1"),
+                },
+            )
+        };
+        let members: BTreeMap<_, _> = (1..=3).map(member).collect();
+        let reply = |id: u64, role: &str, term: u64, applied_index: u64| {
+            let status = pb::GroupStatus {
+                group: 0,
+                role: role.to_owned(),
+                term,
+                leader: 2,
+                has_leader: true,
+                applied_index,
+                ..pb::GroupStatus::default()
+            };
+            (
+                id,
+                Some(pb::StatusReply {
+                    id,
+                    groups: vec![status],
+                    ..pb::StatusReply::default()
+                }),
+            )
+        };
+        // Server 1 was the leader of term 4 and does not know better yet.
+        let answers = BTreeMap::from([reply(1, "Leader", 4, 90), reply(2, "Leader", 5, 100), (3, None)]);
+        let statuses = member_statuses(&members, &answers);
+        assert_eq!(statuses[0].groups[0].lag, Some(10));
+        assert_eq!(statuses[1].groups[0].lag, Some(0));
+        assert_eq!(statuses[1].groups[0].leader, "s2");
+        assert!(!statuses[2].online && statuses[2].groups.is_empty());
+        assert_eq!(statuses[2].name, "s3");
+    }
+}
