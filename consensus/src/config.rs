@@ -1,7 +1,7 @@
 //! Settings of a consensus node and their defaults.
 
 use crate::error::ConsensusError;
-use crate::tls::TlsPem;
+use crate::tls::{TlsPem, Trust};
 use crate::types::{Member, NodeId};
 use openraft::SnapshotPolicy;
 use std::collections::BTreeMap;
@@ -37,6 +37,8 @@ pub struct Settings {
     pub keep_entries: u64,
     /// Entries purged at once.
     pub purge_stride: u64,
+    /// How servers know each other. `hanse server` never uses another than the first.
+    pub trust: Trust,
 }
 
 impl Default for Settings {
@@ -53,6 +55,7 @@ impl Default for Settings {
             snapshot_every: 50_000,
             keep_entries: 50_000,
             purge_stride: 10_000,
+            trust: Trust::Names,
         }
     }
 }

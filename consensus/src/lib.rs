@@ -8,7 +8,7 @@
 //!   linearizable.
 //! - [`membership`]: adding and removing servers.
 //! - [`log_store`], [`state_machine`], [`snapshot`]: what Raft keeps, on the server's one engine.
-//! - [`network`], [`service`], [`tls`]: the two sides of the Raft port.
+//! - [`network`], [`service`], [`peer_stream`], [`tls`]: the two sides of the Raft port.
 //! - [`codec`]: our own versioned records; openraft's serde forms are never stored or sent.
 
 pub mod codec;
@@ -20,6 +20,7 @@ pub mod log_store;
 pub mod membership;
 pub mod network;
 pub mod node;
+pub mod peer_stream;
 pub mod pending;
 pub mod propose;
 pub mod read_index;
@@ -38,5 +39,5 @@ pub use group::Leadership;
 pub use node::{Node, NodeParts};
 pub use replicated_store::ReplicatedStore;
 pub use status::MemberStatus;
-pub use tls::TlsPem;
+pub use tls::{TlsPem, Trust};
 pub use types::{GROUPS, GroupId, Member, NodeId};

@@ -111,7 +111,7 @@ impl Node {
             path: config.data_dir.display().to_string(),
             source,
         })?;
-        let tls = Tls::new(&config.tls, &config.name)?;
+        let tls = Tls::by(config.settings.trust, &config.tls, &config.name)?;
         let NodeParts {
             writer,
             supervisor,
@@ -137,7 +137,7 @@ impl Node {
         let shutdown = supervisor.shutdown_token();
         let server = Server {
             listener,
-            tls: tls.server(),
+            tls: tls.clone(),
             clock: Arc::clone(&clock),
             supervisor: supervisor.clone(),
             stop: shutdown.phase(Phase::Flush),
@@ -336,9 +336,7 @@ impl Node {
         if std::mem::replace(&mut *stopped, true) {
             return Ok(());
         }
-        for group in self.inner.groups.values() {
-            self.hand_over(group).await;
-        }
+        futures::future::join_all(self.inner.groups.values().map(|group| self.hand_over(group))).await;
         for (id, group) in self.inner.groups.iter() {
             group.raft.shutdown().await.map_err(raft_fault(*id, "stop"))?;
         }
@@ -346,7 +344,17 @@ impl Node {
     }
 
     async fn hand_over(&self, group: &Group) {
-        let Some(to) = best_follower(group) else { return };
+        let matched = followers(group);
+        if matched.is_empty() {
+            return;
+        }
+        // One that is gone already would let everybody wait for nothing, as when all servers are stopped one by one.
+        let answers = ask_all(&self.inner.peers, &self.members()).await;
+        let alive = answers.iter().filter_map(|(id, reply)| reply.as_ref().map(|_| *id));
+        let Some(to) = best_of(&matched, alive) else {
+            tracing::warn!(group = %group.id, "no other server answers; leadership is not handed over");
+            return;
+        };
         if let Err(error) = group.raft.trigger().transfer_leader(to).await {
             tracing::warn!(group = %group.id, %error, "leadership could not be handed over");
             return;
@@ -359,12 +367,12 @@ impl Node {
     }
 }
 
-/// The voter with the most entries, if this server leads.
-fn best_follower(group: &Group) -> Option<NodeId> {
+/// The other voters and how far each is, if this server leads.
+fn followers(group: &Group) -> BTreeMap<NodeId, Option<u64>> {
     let metrics = group.raft.metrics();
     let seen = metrics.borrow_watched();
     if seen.state != ServerState::Leader {
-        return None;
+        return BTreeMap::new();
     }
     let voters: BTreeSet<NodeId> = seen
         .membership_config
@@ -373,8 +381,16 @@ fn best_follower(group: &Group) -> Option<NodeId> {
         .collect();
     let matched = seen.replication.iter().flatten().filter(|(id, _)| voters.contains(id));
     matched
-        .max_by_key(|(_, matched)| matched.as_ref().map(|id| id.index))
-        .map(|(id, _)| *id)
+        .map(|(id, matched)| (*id, matched.as_ref().map(|id| id.index)))
+        .collect()
+}
+
+/// Of those that are alive the one with the most entries. Pure.
+fn best_of(matched: &BTreeMap<NodeId, Option<u64>>, alive: impl Iterator<Item = NodeId>) -> Option<NodeId> {
+    alive
+        .filter_map(|id| matched.get(&id).map(|index| (*index, id)))
+        .max()
+        .map(|(_, id)| id)
 }
 
 /// What a start works with.
@@ -467,5 +483,21 @@ impl Starting<'_> {
         self.supervisor
             .spawn(TaskKind::Consensus, format!("upkeep of {name}"), task);
         Ok(group)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leadership_goes_to_the_most_advanced_server_that_answers() {
+        let matched = BTreeMap::from([(2, Some(9)), (3, Some(7)), (4, None)]);
+        assert_eq!(best_of(&matched, [2, 3, 4].into_iter()), Some(2));
+        assert_eq!(best_of(&matched, [3, 4].into_iter()), Some(3));
+        assert_eq!(best_of(&matched, [4].into_iter()), Some(4));
+        // Server 5 answers, but is no voter.
+        assert_eq!(best_of(&matched, [5].into_iter()), None);
+        assert_eq!(best_of(&matched, std::iter::empty()), None);
     }
 }

@@ -4,9 +4,10 @@ use crate::codec::{self, pb};
 use crate::error::{CodecError, ConsensusError};
 use crate::group::Group;
 use crate::network::{CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_MESSAGE_BYTES, STREAM_WINDOW};
+use crate::peer_stream::PeerStream;
 use crate::snapshot::{Incoming, SnapshotData, Spooled, read_head};
 use crate::status::About;
-use crate::tls;
+use crate::tls::Tls;
 use crate::types::{GroupId, SnapshotMeta, Vote};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryFutureExt};
@@ -16,13 +17,11 @@ use hanse_runtime::supervisor::{Supervisor, TaskKind, chain};
 use openraft::Snapshot;
 use openraft::raft::StreamAppendError;
 use pb::consensus_server::{Consensus, ConsensusServer};
-use rustls::ServerConfig;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -245,7 +244,7 @@ pub struct Server {
     /// Takes connections.
     pub listener: TcpListener,
     /// Its side of TLS.
-    pub tls: Arc<ServerConfig>,
+    pub tls: Tls,
     /// For deadlines.
     pub clock: SharedClock,
     /// Runs the handshakes.
@@ -277,8 +276,9 @@ impl Server {
         }
     }
 
-    async fn accept(&self, connections: mpsc::Sender<Result<TlsStream<TcpStream>, std::io::Error>>) {
-        let acceptor = TlsAcceptor::from(Arc::clone(&self.tls));
+    async fn accept(&self, connections: mpsc::Sender<Result<PeerStream, std::io::Error>>) {
+        let acceptor = self.tls.server().map(TlsAcceptor::from);
+        let trust = self.tls.trust();
         let room = Arc::new(Semaphore::new(MAX_HANDSHAKES));
         loop {
             let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
@@ -295,22 +295,18 @@ impl Server {
             let (acceptor, clock, connections) = (acceptor.clone(), Arc::clone(&self.clock), connections.clone());
             self.supervisor.spawn(TaskKind::Request, "raft handshake", async move {
                 stream.set_nodelay(true)?;
-                let stream = timeout(clock.as_ref(), HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
-                check_peer(&stream)?;
+                let stream = match acceptor {
+                    Some(acceptor) => {
+                        let accepted = timeout(clock.as_ref(), HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
+                        PeerStream::secure(accepted, trust)?
+                    }
+                    None => PeerStream::Open(stream),
+                };
                 drop(permit);
                 // The service has ended: nobody waits for this connection any more.
                 connections.send(Ok(stream)).await.ok();
                 Ok(())
             });
         }
-    }
-}
-
-/// TLS has checked who signed the certificate; here we check that it is a server's.
-fn check_peer(stream: &TlsStream<TcpStream>) -> Result<(), BoxError> {
-    let certs = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    match certs.first().and_then(tls::server_name) {
-        Some(_) => Ok(()),
-        None => Err("a client without a server's certificate wanted to use the Raft port".into()),
     }
 }
