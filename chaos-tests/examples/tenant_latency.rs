@@ -228,9 +228,6 @@ async fn main() -> Result<()> {
         .await
         .context("create a namespace")?;
     let outcome = table(&gateway, &direct, &name, requests).await;
-    namespaces
-        .delete(&name, &DeleteParams::background())
-        .await
-        .context("remove the namespace")?;
-    outcome
+    let removed = namespaces.delete(&name, &DeleteParams::background()).await;
+    outcome.and(removed.map(|_| ()).context("remove the namespace"))
 }
