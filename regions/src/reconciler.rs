@@ -155,6 +155,20 @@ pub struct StepCtx {
 }
 
 impl StepCtx {
+    /// Commits a new content of one object that stands at `expected`.
+    pub async fn update<Spec, Stat>(
+        &self,
+        key: ObjectKey,
+        object: &Object<Spec, Stat>,
+        expected: i64,
+    ) -> Result<Progress, StepError>
+    where
+        Object<Spec, Stat>: Serialize + Clone,
+    {
+        let value = encode(object)?;
+        self.commit(vec![Op::Update { key, value, expected }]).await
+    }
+
     /// Commits `ops` if this coordinator still holds its lease and every expected revision holds: all or nothing.
     pub async fn commit(&self, ops: Vec<Op>) -> Result<Progress, StepError> {
         let keys: Vec<ObjectKey> = ops.iter().filter_map(written).cloned().collect();

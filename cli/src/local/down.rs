@@ -55,7 +55,11 @@ async fn stop_all(app: &App, layout: &Layout) -> Result<()> {
         .map(|region| tenants::stop(layout, region, tenants::GRACE, &*app.clock));
     let count: usize = try_join_all(stops).await?.into_iter().sum();
     step.done(&stopped(count, "process", "processes"));
-    stop_role(app, layout, &regions, Role::Server, "servers").await?;
+    // One after the other: each hands leadership over to one that stays, instead of to one that stops as well.
+    for region in &regions {
+        let server = std::slice::from_ref(region);
+        stop_role(app, layout, server, Role::Server, &format!("server of {region}")).await?;
+    }
     let step = Step::start(app.output, &app.clock, "front door");
     let was = Service::front_door(layout).stop(&*app.clock).await?;
     step.done(if was { "stopped" } else { "did not run" });

@@ -23,7 +23,7 @@ use crate::address::Address;
 use crate::conditions::{self, Observed};
 use crate::error::StepError;
 use crate::observation::OBSERVATIONS;
-use crate::reconciler::{Plan, Progress, Reconciler, StepCtx, encode};
+use crate::reconciler::{Plan, Progress, Reconciler, StepCtx};
 use crate::scope::Scope;
 use crate::view::{Change, Item, View};
 
@@ -129,28 +129,21 @@ impl Reconciler for AgentHealth {
     }
 
     async fn step(&self, ctx: &StepCtx, step: &Step) -> Result<Progress, StepError> {
-        let (key, value, expected) = match step {
+        match step {
             Step::Forget(cluster, revision) => {
                 let key = Address::global(cluster).key(OBSERVATIONS);
-                return ctx
-                    .commit(vec![Op::Delete {
-                        key,
-                        expected: *revision,
-                    }])
-                    .await;
+                let expected = *revision;
+                ctx.commit(vec![Op::Delete { key, expected }]).await
             }
-            Step::Cluster(cluster, revision) => (
-                Address::global(&cluster.metadata.name).key(CLUSTERS),
-                encode(cluster.as_ref())?,
-                *revision,
-            ),
-            Step::Region(region, revision) => (
-                Address::global(&region.metadata.name).key(REGIONS),
-                encode(region.as_ref())?,
-                *revision,
-            ),
-        };
-        ctx.commit(vec![Op::Update { key, value, expected }]).await
+            Step::Cluster(cluster, revision) => {
+                let key = Address::global(&cluster.metadata.name).key(CLUSTERS);
+                ctx.update(key, cluster.as_ref(), *revision).await
+            }
+            Step::Region(region, revision) => {
+                let key = Address::global(&region.metadata.name).key(REGIONS);
+                ctx.update(key, region.as_ref(), *revision).await
+            }
+        }
     }
 }
 

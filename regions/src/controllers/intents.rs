@@ -171,12 +171,7 @@ impl Reconciler for Intents {
                         }])
                         .await;
                 }
-                ctx.commit(vec![Op::Update {
-                    key: key(cluster),
-                    value: encode(&intent)?,
-                    expected: *revision,
-                }])
-                .await
+                ctx.update(key(cluster), &intent, *revision).await
             }
             Step::Remove { cluster, revision } => {
                 ctx.commit(vec![Op::Delete {

@@ -117,14 +117,8 @@ impl Reconciler for Placement {
                 tenant,
                 revision,
             } => {
-                let value = encode(tenant.as_ref())?;
                 let key = address.key(VIRTUAL_CLUSTER_INSTANCES);
-                ctx.commit(vec![Op::Update {
-                    key,
-                    value,
-                    expected: *revision,
-                }])
-                .await
+                ctx.update(key, tenant.as_ref(), *revision).await
             }
             Step::Host {
                 address,

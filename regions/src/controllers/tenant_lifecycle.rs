@@ -126,14 +126,8 @@ impl Reconciler for TenantLifecycle {
                 tenant,
                 revision,
             } => {
-                let value = encode(tenant.as_ref())?;
                 let key = address.key(VIRTUAL_CLUSTER_INSTANCES);
-                ctx.commit(vec![Op::Update {
-                    key,
-                    value,
-                    expected: *revision,
-                }])
-                .await
+                ctx.update(key, tenant.as_ref(), *revision).await
             }
             Step::DropSpace { address, tenant, epoch } => drop_space(ctx, address, tenant, *epoch).await,
             Step::Finish { address, tenant, store } => finish(ctx, address, tenant.as_ref(), *store).await,
