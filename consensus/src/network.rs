@@ -486,3 +486,61 @@ fn append_result(reply: pb::AppendReply) -> Result<StreamAppendResult<TypeConfig
         ))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::{TlsPem, Trust};
+    use hanse_runtime::clock::SystemClock;
+
+    /// openraft calls again at once when replication has nothing to send and ended well; that must not reach the network. It
+    /// did: a dead follower was dialed without any pause, on one core's whole time.
+    #[tokio::test]
+    async fn a_dead_server_is_not_dialed_while_there_is_nothing_to_send() {
+        // Bound and let go: nobody listens there.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        let member = Member {
+            name: "dead".into(),
+            address,
+        };
+        let nothing = String::new;
+        let pem = TlsPem {
+            ca: nothing(),
+            cert: nothing(),
+            key: nothing(),
+        };
+        let tls = Tls::by(Trust::Open, &pem, "here").unwrap();
+        let config = NodeConfig {
+            id: 1,
+            name: "here".into(),
+            listen: nothing(),
+            data_dir: std::path::PathBuf::new(),
+            tls: pem,
+            members: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            settings: Settings::default(),
+            version: nothing(),
+        };
+        let peers = Peers::new(&config, tls, SystemClock::shared());
+        let factory = NetworkFactory::new(peers, GroupId::COUNCIL);
+        let mut network = factory.network(2, &member, Lane::Bulk);
+        let option = || RPCOption::new(Duration::from_secs(5));
+        let idle = futures::stream::empty();
+        let mut answers = network.stream_append(idle, option()).await.unwrap();
+        assert!(
+            answers.next().await.is_none(),
+            "nothing was sent, so nothing is answered"
+        );
+        drop(answers);
+        let request = AppendEntriesRequest {
+            vote: Vote::new_committed(1, 1),
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: None,
+        };
+        let refused = network.stream_append(futures::stream::iter([request]), option()).await;
+        assert!(matches!(refused, Err(RPCError::Unreachable(_))), "a request is tried");
+    }
+}

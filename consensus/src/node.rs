@@ -19,7 +19,7 @@ use hanse_runtime::clock::{SharedClock, timeout};
 use hanse_runtime::rng::SharedRng;
 use hanse_runtime::shutdown::Phase;
 use hanse_runtime::supervisor::{Supervisor, TaskKind};
-use hanse_state::engine::LogWriter;
+use hanse_state::engine::{LogWriter, WriteBatch};
 use hanse_state::machine::Machine;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
@@ -73,6 +73,7 @@ struct Inner {
     stores: BTreeMap<GroupId, Arc<ReplicatedStore>>,
     peers: Peers,
     clock: SharedClock,
+    writer: LogWriter,
     /// Whether Raft was stopped; held while it is being stopped.
     stopped: tokio::sync::Mutex<bool>,
 }
@@ -156,9 +157,18 @@ impl Node {
                 stores,
                 peers,
                 clock,
+                writer,
                 stopped,
             }),
         };
+        let (watched, drain) = (node.clone(), shutdown.phase(Phase::Drain));
+        supervisor.spawn(TaskKind::Request, "end of watches", async move {
+            drain.cancelled().await;
+            for group in watched.inner.groups.values() {
+                group.machine.close_watches();
+            }
+            Ok(())
+        });
         let (leaving, stop) = (node.clone(), shutdown.phase(Phase::Consensus));
         supervisor.spawn(TaskKind::Consensus, "raft", async move {
             stop.cancelled().await;
@@ -340,6 +350,9 @@ impl Node {
         for (id, group) in self.inner.groups.iter() {
             group.raft.shutdown().await.map_err(raft_fault(*id, "stop"))?;
         }
+        // Nothing is queued behind an empty write: whatever Raft wrote is on disk when it is done.
+        let last = self.inner.writer.write(WriteBatch::new()).await;
+        last.map_err(raft_fault(GroupId::COUNCIL, "write its last entries"))?;
         Ok(())
     }
 

@@ -36,6 +36,7 @@ pub fn leaf(ca: &Ca, uri: &str) -> TlsPem {
     let spec = LeafSpec {
         common_name: "server".into(),
         uris: vec![uri.to_owned()],
+        ips: vec![Ipv4Addr::LOCALHOST.into()],
         client: true,
         server: true,
         days: 1,

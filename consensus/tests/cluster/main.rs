@@ -6,7 +6,7 @@ mod harness;
 mod partitions;
 
 use hanse_consensus::tls::Tls;
-use hanse_consensus::{ConsensusError, GROUPS, GroupId, NodeId, Settings};
+use hanse_consensus::{ConsensusError, GROUPS, GroupId, NodeId, Settings, Trust};
 use hanse_state::{Access, Store, StoreError, WatchItem, WatchRequest};
 use harness::{Cluster, SOON, access, eager_snapshots, get, leaf, put, wait_for};
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,6 +47,24 @@ async fn every_member_writes_and_reads_both_groups() {
         Err(StoreError::WrongGroup { .. })
     ));
     cluster.agree().await;
+}
+
+/// Servers that stand in for etcd's know each other as etcd's do.
+#[tokio::test]
+async fn servers_by_host_and_open_servers_are_clusters_too() {
+    for trust in [Trust::Hosts, Trust::Open] {
+        let settings = Settings {
+            trust,
+            ..Settings::default()
+        };
+        let cluster = Cluster::start(3, false, settings).await;
+        for writer in 1..=3 {
+            let key = format!("k{writer}");
+            cluster.put(writer, &key, "v").await.unwrap();
+        }
+        assert_eq!(cluster.get(1, "k3").await.unwrap().as_deref(), Some("v"), "{trust:?}");
+        cluster.agree().await;
+    }
 }
 
 #[tokio::test]
