@@ -1,7 +1,9 @@
 //! `metav1` shapes that every stored object carries.
 
 use crate::time::Timestamp;
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::collections::BTreeMap;
 
 /// `metav1.ObjectMeta`. `resource_version` is the decimal store revision of the last change.
@@ -54,8 +56,9 @@ fn is_zero(n: &i64) -> bool {
 }
 
 /// `metav1.Condition`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["type"]))]
 pub struct Condition {
     /// What is observed, in CamelCase.
     #[serde(rename = "type")]
@@ -111,6 +114,18 @@ pub struct Object<Spec, Stat> {
     /// What is observed.
     #[serde(default)]
     pub status: Stat,
+}
+
+/// Adds fields to a schema that are kept as they come and not looked at, each with a word on what it is.
+pub(crate) fn keep(schema: &mut Schema, fields: &[(&str, &str)]) {
+    let properties = schema.ensure_object().entry("properties").or_insert_with(|| json!({}));
+    let Some(properties) = properties.as_object_mut() else {
+        return;
+    };
+    for (name, about) in fields {
+        let open = json!({ "description": about, "x-kubernetes-preserve-unknown-fields": true });
+        properties.entry(*name).or_insert(open);
+    }
 }
 
 #[cfg(test)]

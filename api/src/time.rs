@@ -1,6 +1,8 @@
 //! Wall-clock time as a value. Reading a clock is `runtime`'s work.
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -40,6 +42,16 @@ impl fmt::Display for Timestamp {
             Ok(time) => write!(f, "{time}"),
             Err(_) => write!(f, "@{seconds}"),
         }
+    }
+}
+
+impl JsonSchema for Timestamp {
+    fn schema_name() -> Cow<'static, str> {
+        "Time".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "date-time" })
     }
 }
 

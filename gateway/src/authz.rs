@@ -87,6 +87,14 @@ fn project_of<'a>(target: &Target<'a>) -> Option<&'a str> {
     }
 }
 
+/// Roles that count in `namespace`.
+pub(crate) async fn roles_in(backend: &Backend, principal: &Principal, namespace: &str) -> Roles {
+    match project_of_namespace(namespace).filter(|p| hanse_api::name::check_label(p).is_ok()) {
+        Some(project) => RoleCache::new(backend, principal).of_project(project).await,
+        None => Roles::default(),
+    }
+}
+
 /// Refuses with 403 unless `principal` may do every one of `verbs` on `target`.
 pub(crate) async fn authorize(
     backend: &Backend,

@@ -82,46 +82,25 @@ async fn admit(
         .map_err(|_| inner.too_many())?;
     let identity = inner.authenticator.authenticate(request.headers()).await?;
     let principal = impersonate::effective(&identity.principal, request.headers())?;
-    match route {
-        Route::Health(_) | Route::Version => public(&inner, &request, &route),
-        Route::Metrics => metrics(&inner, request.method(), &principal).await,
-        Route::Management { rest } => management(inner, request, &rest, identity, principal).await,
-        Route::Tenant { project, name, rest } => {
-            let upstream = Upstream::Tenant { project, name };
-            proxy::serve(
-                Proxied {
-                    inner,
-                    id,
-                    client,
-                    identity,
-                    principal,
-                    upstream,
-                    permit,
-                    rest: &rest,
-                },
-                request,
-            )
-            .await
-        }
-        Route::Cluster { name, rest } => {
-            let upstream = Upstream::Cluster { name };
-            proxy::serve(
-                Proxied {
-                    inner,
-                    id,
-                    client,
-                    identity,
-                    principal,
-                    upstream,
-                    permit,
-                    rest: &rest,
-                },
-                request,
-            )
-            .await
-        }
-        Route::Unknown => Err(apiserver::unknown()),
-    }
+    let (upstream, rest) = match route {
+        Route::Health(_) | Route::Version => return public(&inner, &request, &route),
+        Route::Metrics => return metrics(&inner, request.method(), &principal).await,
+        Route::Management { rest } => return management(inner, request, &rest, identity, principal).await,
+        Route::Unknown => return Err(apiserver::unknown()),
+        Route::Tenant { project, name, rest } => (Upstream::Tenant { project, name }, rest),
+        Route::Cluster { name, rest } => (Upstream::Cluster { name }, rest),
+    };
+    let proxied = Proxied {
+        inner,
+        id,
+        client,
+        identity,
+        principal,
+        upstream,
+        permit,
+        rest: &rest,
+    };
+    proxy::serve(proxied, request).await
 }
 
 fn public(inner: &Inner, request: &Request<Body>, route: &Route) -> Result<Response, Box<Status>> {

@@ -104,28 +104,29 @@ pub fn decide(principal: &Principal, action: &Action<'_>, target: &Target<'_>, r
     }
 }
 
-/// Paths that say what an API offers, and nothing about what is in it.
+/// Roots of the paths that say what an API offers, and nothing about what is in it.
+pub(super) const DISCOVERY: &[&str] = &["/api", "/apis", "/openapi", "/version", "/healthz", "/livez", "/readyz"];
+
 fn is_discovery(path: &str) -> bool {
     let below = |root: &str| {
         path.strip_prefix(root)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    path == "/"
-        || ["/api", "/apis", "/openapi", "/version", "/healthz", "/livez", "/readyz"]
-            .iter()
-            .any(|root| below(root))
+    path == "/" || DISCOVERY.iter().any(|root| below(root))
 }
 
 /// Resources that only ever show or change what is the caller's own.
+pub(super) const ABOUT_HIMSELF: &[(&str, &str)] = &[
+    ("management.loft.sh", "selves"),
+    ("management.loft.sh", "selfsubjectaccessreviews"),
+    ("management.loft.sh", "ownedaccesskeys"),
+    ("authorization.k8s.io", "selfsubjectaccessreviews"),
+    ("authorization.k8s.io", "selfsubjectrulesreviews"),
+    ("authentication.k8s.io", "selfsubjectreviews"),
+];
+
 fn about_himself(group: &str, resource: &str) -> bool {
-    matches!(
-        (group, resource),
-        (
-            "management.loft.sh",
-            "selves" | "selfsubjectaccessreviews" | "ownedaccesskeys"
-        ) | ("authorization.k8s.io", "selfsubjectaccessreviews")
-            | ("authentication.k8s.io", "selfsubjectreviews")
-    )
+    ABOUT_HIMSELF.contains(&(group, resource))
 }
 
 fn deny(principal: &Principal, action: &Action<'_>) -> Decision {

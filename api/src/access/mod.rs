@@ -2,6 +2,8 @@
 
 mod decision;
 mod principal;
+mod rules;
 
 pub use decision::{Action, Decision, Roles, Target, decide};
 pub use principal::{GROUP_ADMINS, GROUP_AUTHENTICATED, GROUP_TENANT_ADMINS, Principal};
+pub use rules::{Rule, RuleTarget, rules};

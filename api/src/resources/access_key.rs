@@ -2,13 +2,14 @@
 
 use crate::meta::Object;
 use crate::time::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A user.
 pub type User = Object<UserSpec, ()>;
 
 /// Who a user is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct UserSpec {
     /// Login name.
@@ -25,7 +26,7 @@ pub struct UserSpec {
 pub type AccessKey = Object<AccessKeySpec, ()>;
 
 /// What an access key stands for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AccessKeySpec {
     /// For people.

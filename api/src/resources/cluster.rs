@@ -2,9 +2,10 @@
 
 use super::invalid;
 use crate::kinds::ANNOTATION_REGION;
-use crate::meta::{Condition, Object};
+use crate::meta::{Condition, Object, keep};
 use crate::name;
 use crate::status::Cause;
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -13,8 +14,9 @@ use std::collections::BTreeMap;
 pub type Cluster = Object<ClusterSpec, ClusterStatus>;
 
 /// What is wanted of a connected cluster.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = kept_in_spec)]
 pub struct ClusterSpec {
     /// For people.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -26,11 +28,12 @@ pub struct ClusterSpec {
     pub unusable: bool,
     /// The rest, as it came.
     #[serde(flatten)]
+    #[schemars(skip)]
     pub other: BTreeMap<String, Value>,
 }
 
 /// What is observed of a connected cluster.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClusterStatus {
     /// Empty (no agent yet), `Initialized` or `Failed`.
@@ -46,6 +49,7 @@ pub struct ClusterStatus {
     pub online: bool,
     /// Observations.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }
 
@@ -65,6 +69,24 @@ pub fn validate(cluster: &Cluster) -> Vec<Cause> {
         faults.push(invalid(&field, format!("Invalid value: {region:?}: {why}")));
     }
     faults
+}
+
+/// Fields of vCluster Platform that this version keeps and does not act on.
+fn kept_in_spec(schema: &mut Schema) {
+    keep(
+        schema,
+        &[
+            ("description", "Text for people."),
+            ("owner", "User or team that it belongs to."),
+            ("access", "Who may do what with it."),
+            ("config", "Credentials of a cluster without agent."),
+            ("local", "Whether it is the cluster of the control plane."),
+            ("managementNamespace", "Namespace of its agent."),
+            ("metrics", "Metrics settings."),
+            ("opencost", "Cost settings."),
+            ("argoCD", "Integration with Argo CD."),
+        ],
+    );
 }
 
 #[cfg(test)]

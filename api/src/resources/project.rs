@@ -1,9 +1,10 @@
 //! `management.loft.sh/v1` Project: the policy boundary of tenants.
 
 use super::invalid;
-use crate::meta::{Condition, Object};
+use crate::meta::{Condition, Object, keep};
 use crate::name;
 use crate::status::Cause;
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -12,8 +13,9 @@ use std::collections::BTreeMap;
 pub type Project = Object<ProjectSpec, ProjectStatus>;
 
 /// A user or team that belongs to a project.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = kept_in_member)]
 pub struct Member {
     /// `User` or `Team`.
     pub kind: String,
@@ -24,15 +26,16 @@ pub struct Member {
 }
 
 /// A cluster that tenants of the project may use.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AllowedCluster {
     /// Name, or `*` for every cluster.
     pub name: String,
 }
 
 /// What is wanted of a project. Fields of vCluster Platform that this version does not act on are kept.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = kept_in_spec)]
 pub struct ProjectSpec {
     /// For people.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -45,15 +48,18 @@ pub struct ProjectSpec {
     pub allowed_clusters: Vec<AllowedCluster>,
     /// The rest, as it came.
     #[serde(flatten)]
+    #[schemars(skip)]
     pub other: BTreeMap<String, Value>,
 }
 
 /// What is observed of a project.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = kept_in_status)]
 pub struct ProjectStatus {
     /// Observations.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }
 
@@ -86,4 +92,38 @@ pub fn validate(project: &Project) -> Vec<Cause> {
         }
     }
     faults
+}
+
+/// Fields of vCluster Platform that this version keeps and does not act on.
+fn kept_in_spec(schema: &mut Schema) {
+    keep(
+        schema,
+        &[
+            ("description", "Text for people."),
+            ("owner", "User or team that it belongs to."),
+            ("access", "Who may do what with it."),
+            ("quotas", "Limits of the project and of each user."),
+            ("allowedRunners", "Runners that it may use."),
+            ("allowedTemplates", "Templates that it may use."),
+            ("allowedNodeTypes", "Node types that it may use."),
+            ("allowedNodeProfiles", "Node profiles that it may use."),
+            ("defaultNodeProfile", "Node profile of tenants that name none."),
+            ("requireTemplate", "Whether tenants must come from a template."),
+            ("requirePreset", "Whether tenants must come from a preset."),
+            ("namespaceTemplate", "Labels and annotations of its namespace."),
+            ("namespacePattern", "Names of namespaces on the host."),
+            ("argoCD", "Integration with Argo CD."),
+            ("vault", "Integration with Vault."),
+        ],
+    );
+}
+
+/// Fields of vCluster Platform that this version keeps and does not act on.
+fn kept_in_status(schema: &mut Schema) {
+    keep(schema, &[("quotas", "Use of the quotas.")]);
+}
+
+/// Fields of vCluster Platform that this version keeps and does not act on.
+fn kept_in_member(schema: &mut Schema) {
+    keep(schema, &[("group", "API group of the member's kind.")]);
 }

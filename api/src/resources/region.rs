@@ -4,13 +4,14 @@ use super::invalid;
 use crate::meta::{Condition, Object};
 use crate::name;
 use crate::status::Cause;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A region.
 pub type Region = Object<RegionSpec, RegionStatus>;
 
 /// What is wanted of a region.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RegionSpec {
     /// For people.
@@ -19,7 +20,7 @@ pub struct RegionSpec {
 }
 
 /// What is observed of a region.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RegionStatus {
     /// Server that runs the region's controllers now.
@@ -29,6 +30,7 @@ pub struct RegionStatus {
     pub coordinator_epoch: i64,
     /// Observations.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }
 

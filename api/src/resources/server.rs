@@ -1,13 +1,14 @@
 //! `hanse.dev/v1` Server: one `hanse server` process.
 
 use crate::meta::Object;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A server.
 pub type Server = Object<ServerSpec, ServerStatus>;
 
 /// Where a server is and how it is reached.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServerSpec {
     /// Raft node id, never reused.
@@ -23,7 +24,7 @@ pub struct ServerSpec {
 }
 
 /// State of one Raft group on one server.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct GroupProgress {
     /// Group id: 0 council, 1 tenant store.
@@ -44,7 +45,7 @@ pub struct GroupProgress {
 }
 
 /// What is observed of a server. Computed when asked for, never stored.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServerStatus {
     /// Whether it answered.

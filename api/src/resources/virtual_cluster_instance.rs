@@ -2,9 +2,10 @@
 
 use super::invalid;
 use crate::kinds::{ANNOTATION_SIMULATED_GPUS, ANNOTATION_SIMULATED_NODES};
-use crate::meta::{Condition, Object, ObjectMeta};
+use crate::meta::{Condition, Object, ObjectMeta, keep};
 use crate::name;
 use crate::status::Cause;
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 pub type VirtualClusterInstance = Object<VciSpec, VciStatus>;
 
 /// Where a tenant cluster lives. Immutable once set, by the words of vCluster Platform.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClusterRef {
     /// Connected cluster.
@@ -28,8 +29,9 @@ pub struct ClusterRef {
 }
 
 /// What is wanted of a tenant cluster. Fields that this version does not act on are kept.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = kept_in_spec)]
 pub struct VciSpec {
     /// For people.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -39,6 +41,7 @@ pub struct VciSpec {
     pub cluster_ref: ClusterRef,
     /// The rest, as it came (template, templateRef, owner, access, parameters, ...).
     #[serde(flatten)]
+    #[schemars(skip)]
     pub other: BTreeMap<String, Value>,
 }
 
@@ -47,7 +50,7 @@ fn is_default(cluster_ref: &ClusterRef) -> bool {
 }
 
 /// Life cycle as shown to people.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Phase {
     /// Not yet (or no longer) serving; conditions say why.
     #[default]
@@ -61,8 +64,9 @@ pub enum Phase {
 }
 
 /// What is observed of a tenant cluster.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = kept_in_status)]
 pub struct VciStatus {
     /// Life cycle.
     pub phase: Phase,
@@ -81,6 +85,7 @@ pub struct VciStatus {
     pub online: bool,
     /// Observations.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }
 
@@ -149,6 +154,43 @@ pub fn validate_update(old: &VirtualClusterInstance, new: &VirtualClusterInstanc
         }
     }
     faults
+}
+
+/// Fields of vCluster Platform that this version keeps and does not act on.
+fn kept_in_spec(schema: &mut Schema) {
+    keep(
+        schema,
+        &[
+            ("description", "Text for people."),
+            ("owner", "User or team that it belongs to."),
+            ("access", "Who may do what with it."),
+            ("templateRef", "Template that it is made from."),
+            ("template", "Definition of its own."),
+            ("parameters", "Values of the template's parameters, as YAML."),
+            ("extraAccessRules", "Rights inside the tenant cluster."),
+            ("networkPeer", "Whether it is reached through a tunnel of its own."),
+            ("external", "Whether it is managed elsewhere."),
+            ("standalone", "Whether it has no host."),
+        ],
+    );
+}
+
+/// Fields of vCluster Platform that this version keeps and does not act on.
+fn kept_in_status(schema: &mut Schema) {
+    keep(
+        schema,
+        &[
+            ("serviceUID", "Uid of its service on the host."),
+            ("deployHash", "Hash of what was deployed."),
+            ("virtualCluster", "Rendered definition."),
+            ("virtualClusterObjects", "Objects applied inside it."),
+            ("spaceObjects", "Objects applied around it."),
+            ("ignoreReconciliation", "Whether it is left alone."),
+            ("sleepModeConfig", "Sleep mode, computed on request."),
+            ("canUse", "Whether the caller may use it, computed on request."),
+            ("canUpdate", "Whether the caller may change it, computed on request."),
+        ],
+    );
 }
 
 #[cfg(test)]

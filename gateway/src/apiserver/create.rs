@@ -1,8 +1,7 @@
 //! Create.
 
 use super::backend::{Backend, failed};
-use super::negotiation::decode;
-use super::{Call, drop_nulls, object};
+use super::{Call, drop_nulls, fields, object};
 use crate::answer;
 use crate::body::Response;
 use crate::kinds::api_version;
@@ -23,7 +22,7 @@ const NAME_PREFIX: usize = 58;
 /// `POST` of a collection.
 pub(crate) async fn create(backend: &Backend, call: &Call<'_>, body: &[u8]) -> Result<Response, Box<Status>> {
     let shaper = call.shaper()?;
-    let mut object = decode(call.headers, body)?;
+    let (mut object, warnings) = fields::read(call, body)?;
     drop_nulls(&mut object);
     check_type(call, &object)?;
     check_meta(call, &mut object)?;
@@ -53,10 +52,8 @@ pub(crate) async fn create(backend: &Backend, call: &Call<'_>, body: &[u8]) -> R
     let mut items = [created];
     call.kind.decorate(backend, call.caller(), &mut items).await;
     let [created] = items;
-    Ok(answer::json(
-        StatusCode::CREATED,
-        &shaper.one(created, backend.clock.wall()),
-    ))
+    let response = answer::json(StatusCode::CREATED, &shaper.one(created, backend.clock.wall()));
+    Ok(fields::warn(response, &warnings))
 }
 
 /// Refuses a body of another kind than that of the URL.

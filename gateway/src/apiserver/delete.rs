@@ -1,11 +1,12 @@
 //! Delete. An object with finalizers is marked and stays until they are gone.
 
 use super::backend::{Backend, failed};
-use super::list::read;
-use super::options::resource_version;
+use super::list::{collect, read};
+use super::options::{ListOptions, resource_version};
 use super::{Call, conflict, object};
 use crate::answer;
 use crate::body::Response;
+use crate::proxy::path::RequestInfo;
 use hanse_api::status::{Reason, Status};
 use hanse_state::objects::{ObjectError, ObjectKey, Op, Stored};
 use http::StatusCode;
@@ -33,13 +34,44 @@ struct Preconditions {
 /// `DELETE` of one object.
 pub(crate) async fn delete(backend: &Backend, call: &Call<'_>, body: &[u8]) -> Result<Response, Box<Status>> {
     let options = options(call, body)?;
-    let dry_run = call.dry_run || options.dry_run.as_ref().is_some_and(|d| d.iter().any(|x| x == "All"));
+    let (current, marked) = remove(backend, call, &options).await?;
+    answer(backend, call, &current, marked)
+}
+
+/// `DELETE` of a collection: of what the selectors choose, one after the other. The first that cannot go ends it.
+pub(crate) async fn collection(backend: &Backend, call: &Call<'_>, body: &[u8]) -> Result<Response, Box<Status>> {
+    let options = options(call, body)?;
+    let shaper = call.shaper()?;
+    let wanted = ListOptions::read(call.query, false)?;
+    let listed = collect(backend, call.kind, call.namespace_filter(), &wanted, call.caller()).await?;
+    for item in &listed.items {
+        let info = RequestInfo {
+            namespace: object::meta_text(item, "namespace").to_owned(),
+            name: object::name(item).to_owned(),
+            ..call.info.clone()
+        };
+        let one = Call { info: &info, ..*call };
+        match remove(backend, &one, &options).await {
+            Ok(_) => {}
+            Err(status) if status.reason == Reason::NotFound => {}
+            Err(status) => return Err(status),
+        }
+    }
+    Ok(answer::json(
+        StatusCode::OK,
+        &shaper.list(listed.items, &listed.meta, backend.clock.wall()),
+    ))
+}
+
+/// Deletes the named object, or marks it. Gives it as it was, and as it stays if finalizers hold it.
+async fn remove(backend: &Backend, call: &Call<'_>, options: &Options) -> Result<(Value, Option<Value>), Box<Status>> {
+    let dry_run = call.dry_run || options.dry_run.is_some();
     for _ in 0..TRIES {
         let (stored, current) = read(backend, call).await?;
-        check(call, &options, &stored, &current)?;
+        check(call, options, &stored, &current)?;
         if object::is_terminating(&current) && !object::finalizers(&current).is_empty() {
             // Asked for before; it goes when its finalizers are gone.
-            return shown(backend, call, current);
+            return Ok((current.clone(), Some(current)));
         }
         let mut guards = call.kind.admit_delete(backend, &stored, &current).await?;
         let marked = marked(backend, &current);
@@ -51,7 +83,7 @@ pub(crate) async fn delete(backend: &Backend, call: &Call<'_>, body: &[u8]) -> R
             if !guards.is_empty() {
                 backend.objects.commit(guards).await.map_err(|e| failed(&e))?;
             }
-            return answer(backend, call, &current, marked);
+            return Ok((current, marked));
         }
         let op = match &marked {
             Some(marked) => Op::Update {
@@ -69,7 +101,7 @@ pub(crate) async fn delete(backend: &Backend, call: &Call<'_>, body: &[u8]) -> R
                     object::meta_mut(&mut marked).insert("resourceVersion".into(), revision.to_string().into());
                     marked
                 });
-                return answer(backend, call, &current, marked);
+                return Ok((current, marked));
             }
             Err(ObjectError::Failed { .. }) => {}
             Err(error) => return Err(failed(&error)),
@@ -82,13 +114,17 @@ fn options(call: &Call<'_>, body: &[u8]) -> Result<Options, Box<Status>> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(Options::default());
     }
+    let bad = |why: String| Box::new(Status::new(Reason::BadRequest, why));
     let value = super::negotiation::decode(call.headers, body)?;
-    Options::deserialize(value).map_err(|e| {
-        Box::new(Status::new(
-            Reason::BadRequest,
-            format!("the delete options cannot be read: {e}"),
-        ))
-    })
+    let mut options =
+        Options::deserialize(value).map_err(|e| bad(format!("the delete options cannot be read: {e}")))?;
+    options.dry_run = options.dry_run.filter(|d| !d.is_empty());
+    match options.dry_run.iter().flatten().find(|d| *d != "All") {
+        Some(other) => Err(bad(format!(
+            "invalid dryRun {other:?}: the only supported value is \"All\""
+        ))),
+        None => Ok(options),
+    }
 }
 
 fn check(call: &Call<'_>, options: &Options, stored: &Stored, current: &Value) -> Result<(), Box<Status>> {

@@ -4,6 +4,7 @@ pub(crate) mod backend;
 mod create;
 mod delete;
 mod discovery;
+mod fields;
 mod keys;
 mod list;
 mod negotiation;
@@ -12,6 +13,7 @@ mod openapi;
 mod options;
 mod patch;
 mod protobuf;
+pub(crate) mod schema;
 mod selector;
 mod special;
 mod table;
@@ -26,6 +28,7 @@ use crate::query::Query;
 use crate::router::Probe;
 use crate::{answer, authz, ops};
 use backend::Backend;
+use fields::Validation;
 use futures::future::BoxFuture;
 use hanse_api::access::{Principal, Target};
 use hanse_api::status::{Reason, Status};
@@ -53,6 +56,7 @@ pub(crate) struct ApiRequest<'a> {
 }
 
 /// A request for objects of one kind.
+#[derive(Clone, Copy)]
 pub(crate) struct Call<'a> {
     pub(crate) kind: &'static dyn Kind,
     pub(crate) info: &'a RequestInfo,
@@ -60,6 +64,7 @@ pub(crate) struct Call<'a> {
     pub(crate) headers: &'a HeaderMap,
     pub(crate) principal: &'a Principal,
     pub(crate) dry_run: bool,
+    pub(crate) validation: Validation,
 }
 
 impl Call<'_> {
@@ -139,7 +144,8 @@ async fn resource(
     let is_namespace = names.group.is_empty() && names.plural == "namespaces";
     let misplaced = !names.namespaced && !info.namespace.is_empty() && !is_namespace;
     let one = !matches!(info.verb.as_str(), "list" | "watch" | "deletecollection" | "create");
-    let nowhere = names.namespaced && info.namespace.is_empty() && (one || info.verb == "create");
+    let bound = one || matches!(info.verb.as_str(), "create" | "deletecollection");
+    let nowhere = names.namespaced && info.namespace.is_empty() && bound;
     if misplaced || nowhere {
         return Err(unknown());
     }
@@ -160,6 +166,7 @@ async fn resource(
         headers: request.headers,
         principal: request.principal,
         dry_run: dry_run(request.query)?,
+        validation: Validation::read(request.query)?,
     };
     let read = body::read(request.headers, request.body, request.body_limit);
     match info.verb.as_str() {
@@ -170,6 +177,7 @@ async fn resource(
         "update" => update::update(backend, &call, &read.await?).await,
         "patch" => update::patch(backend, &call, &read.await?).await,
         "delete" => delete::delete(backend, &call, &read.await?).await,
+        "deletecollection" => delete::collection(backend, &call, &read.await?).await,
         _ => Err(not_allowed()),
     }
 }
@@ -194,13 +202,7 @@ fn dry_run(query: &Query) -> Result<bool, Box<Status>> {
         }
         any = true;
     }
-    match query.first("fieldValidation").unwrap_or_default() {
-        "" | "Ignore" | "Warn" | "Strict" => Ok(any),
-        other => {
-            let message = format!("invalid fieldValidation {other:?}: supported values are Ignore, Warn and Strict");
-            Err(Box::new(Status::new(Reason::BadRequest, message)))
-        }
-    }
+    Ok(any)
 }
 
 fn documents(backend: &Backend, path: &str, request: &ApiRequest<'_>) -> Result<Response, Box<Status>> {
@@ -212,15 +214,15 @@ fn documents(backend: &Backend, path: &str, request: &ApiRequest<'_>) -> Result<
         "/version" => return json(&ops::version()),
         "/healthz" | "/livez" => return Ok(health(backend, Probe::Live, request.query)),
         "/readyz" => return Ok(health(backend, Probe::Ready, request.query)),
-        "/openapi/v3" => return json(&openapi::index()),
+        "/openapi/v3" => return Ok(openapi::answer(openapi::index())),
         "/openapi/v2" => {
             // kubectl asks for protobuf here and gets on without; it must not be given JSON instead.
             negotiation::form(request.headers, false)?;
-            return json(&openapi::version_2());
+            return Ok(openapi::answer(openapi::version_2()));
         }
         trimmed => {
             if let Some(document) = trimmed.strip_prefix("/openapi/v3/").and_then(openapi::document) {
-                return json(&document);
+                return Ok(openapi::answer(document));
             }
         }
     }

@@ -6,7 +6,7 @@ use super::negotiation::{content_type, decode};
 use super::{ApiRequest, keys, not_allowed, protobuf, target, unknown};
 use crate::proxy::path::RequestInfo;
 use crate::{answer, authz, body};
-use hanse_api::access::{Action, Principal, Target};
+use hanse_api::access::{self, Action, Principal, RuleTarget, Target};
 use hanse_api::kinds::{CLUSTERS, LOFT_GROUP, PROJECTS, USERS};
 use hanse_api::name::PROJECT_NAMESPACE_PREFIX;
 use hanse_api::resources::{Project, User};
@@ -57,6 +57,13 @@ pub(crate) static ALL: &[Special] = &[
         plural: "selfsubjectaccessreviews",
         singular: "selfsubjectaccessreview",
         kind: "SelfSubjectAccessReview",
+        verbs: CREATE,
+    },
+    Special {
+        group: AUTHORIZATION,
+        plural: "selfsubjectrulesreviews",
+        singular: "selfsubjectrulesreview",
+        kind: "SelfSubjectRulesReview",
         verbs: CREATE,
     },
     Special {
@@ -128,6 +135,14 @@ pub(crate) async fn serve(
                 value()?["spec"].clone()
             };
             created(access_review(backend, &info.group, principal, spec).await)
+        }
+        ("selfsubjectrulesreviews", _, _) => {
+            let namespace = if is_proto {
+                proto_namespace(&body)?
+            } else {
+                value()?["spec"]["namespace"].as_str().unwrap_or_default().to_owned()
+            };
+            created(rules_review(backend, principal, &namespace).await)
         }
         ("ownedaccesskeys", _, "create") => created(keys::create_key(backend, principal, &value()?).await?),
         ("ownedaccesskeys", _, "list") => ok(keys::list_keys(backend, principal).await?),
@@ -210,6 +225,45 @@ fn proto_review(body: &[u8]) -> Result<Value, Box<Status>> {
             Reason::BadRequest,
             "the protobuf body is no SelfSubjectAccessReview",
         ))
+    })
+}
+
+/// `spec.namespace` of a SelfSubjectRulesReview in protobuf.
+fn proto_namespace(body: &[u8]) -> Result<String, Box<Status>> {
+    let read = || protobuf::text(protobuf::message(protobuf::object(body)?, 2)?, 1);
+    read().map(str::to_owned).ok_or_else(|| {
+        Box::new(Status::new(
+            Reason::BadRequest,
+            "the protobuf body is no SelfSubjectRulesReview",
+        ))
+    })
+}
+
+async fn rules_review(backend: &Backend, principal: &Principal, namespace: &str) -> Value {
+    let roles = authz::roles_in(backend, principal, namespace).await;
+    let (mut resource_rules, mut path_rules) = (Vec::new(), Vec::new());
+    for rule in access::rules(principal, namespace, &roles) {
+        match rule.on {
+            RuleTarget::Resources {
+                groups,
+                resources,
+                names,
+            } => {
+                let mut shown = json!({ "verbs": rule.verbs, "apiGroups": groups, "resources": resources });
+                if !names.is_empty() {
+                    shown["resourceNames"] = json!(names);
+                }
+                resource_rules.push(shown);
+            }
+            RuleTarget::Paths(paths) => path_rules.push(json!({ "verbs": rule.verbs, "nonResourceURLs": paths })),
+        }
+    }
+    json!({
+        "kind": "SelfSubjectRulesReview",
+        "apiVersion": "authorization.k8s.io/v1",
+        "metadata": {},
+        "spec": {},
+        "status": { "resourceRules": resource_rules, "nonResourceRules": path_rules, "incomplete": false },
     })
 }
 

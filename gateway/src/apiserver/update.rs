@@ -3,10 +3,10 @@
 use super::backend::{Backend, failed};
 use super::create::{check_namespace, check_type};
 use super::list::read;
-use super::negotiation::{content_type, decode};
+use super::negotiation::content_type;
 use super::options::resource_version;
 use super::patch::Patch;
-use super::{Call, conflict, drop_nulls, object};
+use super::{Call, conflict, drop_nulls, fields, object};
 use crate::answer;
 use crate::body::Response;
 use hanse_api::status::{Cause, Reason, Status};
@@ -19,16 +19,20 @@ const TRIES: usize = 10;
 
 /// `PUT` of one object or its status.
 pub(crate) async fn update(backend: &Backend, call: &Call<'_>, body: &[u8]) -> Result<Response, Box<Status>> {
-    let mut wanted = decode(call.headers, body)?;
+    let (mut wanted, warnings) = fields::read(call, body)?;
     drop_nulls(&mut wanted);
     check_type(call, &wanted)?;
-    change(backend, call, Wanted::Whole(wanted)).await
+    change(backend, call, Wanted::Whole(wanted), warnings).await
 }
 
 /// `PATCH` of one object or its status.
 pub(crate) async fn patch(backend: &Backend, call: &Call<'_>, body: &[u8]) -> Result<Response, Box<Status>> {
     let patch = Patch::read(&content_type(call.headers), body)?;
-    change(backend, call, Wanted::Patched(patch)).await
+    let faults = match &patch {
+        Patch::Merge(_) => fields::duplicates(body),
+        Patch::Json(_) => Vec::new(),
+    };
+    change(backend, call, Wanted::Patched(patch), faults).await
 }
 
 /// What a caller wants an object to become.
@@ -64,11 +68,20 @@ impl Wanted {
 }
 
 /// Reads, changes and writes back. Without a revision to insist on it starts over when somebody else was faster.
-async fn change(backend: &Backend, call: &Call<'_>, wanted: Wanted) -> Result<Response, Box<Status>> {
+async fn change(
+    backend: &Backend,
+    call: &Call<'_>,
+    wanted: Wanted,
+    mut warnings: Vec<String>,
+) -> Result<Response, Box<Status>> {
     let shaper = call.shaper()?;
     for _ in 0..TRIES {
         let (stored, current) = read(backend, call).await?;
-        let new = wanted.applied(call, &shaper.typed(current.clone()))?;
+        let typed = shaper.typed(current.clone());
+        let new = wanted.applied(call, &typed)?;
+        if matches!(wanted, Wanted::Patched(_)) {
+            warnings = fields::patched(call, &typed, &new, warnings)?;
+        }
         check(call, &stored, &current, &new)?;
         let merged = merged(call, &current, new)?;
         let Some(written) = write(backend, call, &stored, &current, merged).await? else {
@@ -80,7 +93,8 @@ async fn change(backend: &Backend, call: &Call<'_>, wanted: Wanted) -> Result<Re
         let mut items = [written];
         call.kind.decorate(backend, call.caller(), &mut items).await;
         let [written] = items;
-        return Ok(answer::json(StatusCode::OK, &shaper.one(written, backend.clock.wall())));
+        let response = answer::json(StatusCode::OK, &shaper.one(written, backend.clock.wall()));
+        return Ok(fields::warn(response, &warnings));
     }
     Err(conflict(call.kind, call.name()))
 }

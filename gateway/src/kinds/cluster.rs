@@ -2,6 +2,7 @@
 
 use super::{Column, Kind, Subresource, cell, check, column, wide};
 use crate::apiserver::backend::Backend;
+use crate::apiserver::schema::Parts;
 use async_trait::async_trait;
 use hanse_api::kinds::{ANNOTATION_REGION, CLUSTERS, KindName, VIRTUAL_CLUSTER_INSTANCES};
 use hanse_api::resources::cluster;
@@ -27,6 +28,10 @@ impl Kind for Clusters {
             kind: "EnrolmentToken",
             verbs: &["create"],
         }]
+    }
+
+    fn schemas(&self) -> Parts {
+        Parts::of::<hanse_api::resources::ClusterSpec, hanse_api::resources::ClusterStatus>()
     }
 
     fn columns(&self) -> &'static [Column] {

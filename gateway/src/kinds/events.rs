@@ -36,6 +36,10 @@ impl Kind for Events {
         false
     }
 
+    fn open(&self) -> bool {
+        true
+    }
+
     fn columns(&self) -> &'static [Column] {
         &[]
     }

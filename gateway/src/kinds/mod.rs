@@ -11,6 +11,7 @@ mod user;
 mod virtual_cluster_instance;
 
 use crate::apiserver::backend::Backend;
+use crate::apiserver::schema::Parts;
 use async_trait::async_trait;
 use hanse_api::Timestamp;
 use hanse_api::access::Principal;
@@ -24,7 +25,16 @@ use std::time::Duration;
 pub(crate) use project::project_is_being_deleted;
 
 /// Verbs of a kind that clients may do everything with.
-pub(crate) const ALL_VERBS: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
+pub(crate) const ALL_VERBS: &[&str] = &[
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
 /// Verbs of a kind that clients may only look at.
 pub(crate) const READ_VERBS: &[&str] = &["get", "list", "watch"];
 
@@ -108,6 +118,16 @@ pub(crate) trait Kind: Send + Sync + 'static {
     /// Endpoints below an object beside `/status`.
     fn subresources(&self) -> &'static [Subresource] {
         &[]
+    }
+
+    /// Schemas of `spec` and `status`.
+    fn schemas(&self) -> Parts {
+        Parts::default()
+    }
+
+    /// Whether objects have more parts than metadata, `spec` and `status`.
+    fn open(&self) -> bool {
+        false
     }
 
     /// Columns between the name and the age.

@@ -3,6 +3,7 @@
 
 use super::{Column, Kind, Subresource, cell, check, wide};
 use crate::apiserver::backend::{Backend, failed};
+use crate::apiserver::schema::Parts;
 use async_trait::async_trait;
 use hanse_api::Timestamp;
 use hanse_api::kinds::{HANSE_GROUP, KindName, PROJECTS, VIRTUAL_CLUSTER_INSTANCES};
@@ -52,6 +53,10 @@ impl Kind for Projects {
                 verbs: &["get"],
             },
         ]
+    }
+
+    fn schemas(&self) -> Parts {
+        Parts::of::<hanse_api::resources::ProjectSpec, hanse_api::resources::ProjectStatus>()
     }
 
     fn columns(&self) -> &'static [Column] {

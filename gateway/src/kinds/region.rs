@@ -2,6 +2,7 @@
 
 use super::{Column, Kind, cell, check, column};
 use crate::apiserver::backend::Backend;
+use crate::apiserver::schema::Parts;
 use async_trait::async_trait;
 use hanse_api::kinds::{ANNOTATION_REGION, CLUSTERS, KindName, REGIONS};
 use hanse_api::resources::region;
@@ -19,6 +20,10 @@ impl Kind for Regions {
 
     fn singular(&self) -> &'static str {
         "region"
+    }
+
+    fn schemas(&self) -> Parts {
+        Parts::of::<hanse_api::resources::RegionSpec, hanse_api::resources::RegionStatus>()
     }
 
     fn columns(&self) -> &'static [Column] {

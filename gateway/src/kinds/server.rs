@@ -3,6 +3,7 @@
 use super::{Caller, Column, Kind, cell, column, wide};
 use crate::apiserver::backend::Backend;
 use crate::apiserver::object;
+use crate::apiserver::schema::Parts;
 use async_trait::async_trait;
 use hanse_api::kinds::{KindName, SERVERS};
 use hanse_api::status::Cause;
@@ -27,6 +28,10 @@ impl Kind for Servers {
 
     fn has_status(&self) -> bool {
         false
+    }
+
+    fn schemas(&self) -> Parts {
+        Parts::of::<hanse_api::resources::ServerSpec, hanse_api::resources::ServerStatus>()
     }
 
     fn columns(&self) -> &'static [Column] {

@@ -1,6 +1,7 @@
 //! Users, read only. Every caller may look at himself; the `vcluster` CLI does so when it logs in.
 
 use super::{Column, Kind, cell, column};
+use crate::apiserver::schema::Parts;
 use hanse_api::kinds::{KindName, USERS};
 use hanse_api::status::Cause;
 use serde_json::Value;
@@ -22,6 +23,10 @@ impl Kind for Users {
 
     fn has_status(&self) -> bool {
         false
+    }
+
+    fn schemas(&self) -> Parts {
+        Parts::of::<hanse_api::resources::UserSpec, ()>()
     }
 
     fn columns(&self) -> &'static [Column] {

@@ -3,6 +3,7 @@
 use super::{Caller, Column, Kind, Subresource, cell, check, column, project_is_being_deleted, typed, wide};
 use crate::apiserver::backend::{Backend, failed};
 use crate::apiserver::object;
+use crate::apiserver::schema::Parts;
 use crate::authz;
 use async_trait::async_trait;
 use hanse_api::access::{Action, Principal, Target, decide};
@@ -31,6 +32,10 @@ impl Kind for VirtualClusterInstances {
 
     fn subresources(&self) -> &'static [Subresource] {
         &[]
+    }
+
+    fn schemas(&self) -> Parts {
+        Parts::of::<hanse_api::resources::VciSpec, hanse_api::resources::VciStatus>()
     }
 
     fn columns(&self) -> &'static [Column] {

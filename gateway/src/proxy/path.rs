@@ -239,127 +239,41 @@ mod tests {
         parse(path, &method.parse().unwrap(), &Query::parse(query).unwrap()).unwrap()
     }
 
-    /// method, path, verb, group, namespace, resource, subresource, name
+    /// method, path, verb, group, namespace, resource, subresource, name; `-` is nothing.
+    const RESOURCES: &str = "
+        GET /api/v1/namespaces list - - namespaces - -
+        GET /api/v1/namespaces/a get - a namespaces - a
+        PUT /api/v1/namespaces/a/finalize update - a namespaces finalize a
+        GET /api/v1/namespaces/a/pods list - a pods - -
+        GET /api/v1/namespaces/a/pods?watch= watch - a pods - -
+        GET /api/v1/namespaces/a/pods?watch=False list - a pods - -
+        GET /api/v1/watch/namespaces/a/pods watch - a pods - -
+        GET /api/v1/namespaces/a/pods?fieldSelector=metadata.name%3Dx list - a pods - x
+        HEAD /api/v1/namespaces/a/pods/x get - a pods - x
+        GET /api/v1/namespaces/a/pods/x/exec?command=sh get - a pods exec x
+        POST /api/v1/namespaces/a/pods/x/exec create - a pods exec x
+        DELETE /apis/apps/v1/namespaces/a/deployments deletecollection apps a deployments - -
+        PATCH /apis/apps/v1/namespaces/a/deployments/d/scale patch apps a deployments scale d
+        GET /api/v1/nodes/n/proxy/run/x get - - nodes proxy n
+        GET /api/v1/proxy/nodes/n proxy - - nodes - n
+    ";
+
     #[test]
     fn reads_what_an_api_server_reads() {
-        let table = [
-            ("GET", "/api/v1/namespaces", "list", "", "", "namespaces", "", ""),
-            ("GET", "/api/v1/namespaces/a", "get", "", "a", "namespaces", "", "a"),
-            (
-                "PUT",
-                "/api/v1/namespaces/a/finalize",
-                "update",
-                "",
-                "a",
-                "namespaces",
-                "finalize",
-                "a",
-            ),
-            ("GET", "/api/v1/namespaces/a/pods", "list", "", "a", "pods", "", ""),
-            (
-                "GET",
-                "/api/v1/namespaces/a/pods?watch=",
-                "watch",
-                "",
-                "a",
-                "pods",
-                "",
-                "",
-            ),
-            (
-                "GET",
-                "/api/v1/namespaces/a/pods?watch=False",
-                "list",
-                "",
-                "a",
-                "pods",
-                "",
-                "",
-            ),
-            (
-                "GET",
-                "/api/v1/watch/namespaces/a/pods",
-                "watch",
-                "",
-                "a",
-                "pods",
-                "",
-                "",
-            ),
-            (
-                "GET",
-                "/api/v1/namespaces/a/pods?fieldSelector=metadata.name%3Dx",
-                "list",
-                "",
-                "a",
-                "pods",
-                "",
-                "x",
-            ),
-            ("HEAD", "/api/v1/namespaces/a/pods/x", "get", "", "a", "pods", "", "x"),
-            (
-                "GET",
-                "/api/v1/namespaces/a/pods/x/exec?command=sh",
-                "get",
-                "",
-                "a",
-                "pods",
-                "exec",
-                "x",
-            ),
-            (
-                "POST",
-                "/api/v1/namespaces/a/pods/x/exec",
-                "create",
-                "",
-                "a",
-                "pods",
-                "exec",
-                "x",
-            ),
-            (
-                "DELETE",
-                "/apis/apps/v1/namespaces/a/deployments",
-                "deletecollection",
-                "apps",
-                "a",
-                "deployments",
-                "",
-                "",
-            ),
-            (
-                "PATCH",
-                "/apis/apps/v1/namespaces/a/deployments/d/scale",
-                "patch",
-                "apps",
-                "a",
-                "deployments",
-                "scale",
-                "d",
-            ),
-            (
-                "GET",
-                "/api/v1/nodes/n/proxy/run/x",
-                "get",
-                "",
-                "",
-                "nodes",
-                "proxy",
-                "n",
-            ),
-            ("GET", "/api/v1/proxy/nodes/n", "proxy", "", "", "nodes", "", "n"),
-        ];
-        for (method, path, verb, group, namespace, resource, subresource, name) in table {
+        for line in RESOURCES.lines().filter(|l| !l.trim().is_empty()) {
+            let columns: Vec<&str> = line.split_whitespace().map(|c| c.trim_matches('-')).collect();
+            let [method, path, want @ ..] = columns.as_slice() else {
+                panic!("{line}");
+            };
             let got = info(method, path);
-            let want = (verb, group, namespace, resource, subresource, name);
-            let have = (
+            let have = [
                 &*got.verb,
                 &*got.group,
                 &*got.namespace,
                 &*got.resource,
                 &*got.subresource,
                 &*got.name,
-            );
+            ];
             assert_eq!(have, want, "{method} {path}");
             assert!(got.is_resource, "{path}");
         }

@@ -340,3 +340,59 @@ async fn questions_and_refusals_through_kubectl() {
     let Some(empty) = Kubectl::new(&world, " ") else { return };
     empty.bad(&["get", "projects"]).await;
 }
+
+/// What kubectl checks and shows by the schemas of the kinds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn schemas_through_kubectl() {
+    let world = World::start().await;
+    let Some(kubectl) = Kubectl::new(&world, &access_key("admin", "admin-secret")) else {
+        return;
+    };
+    let all = kubectl.good(&["explain", "projects", "--recursive"]).await;
+    for word in [
+        "displayName",
+        "allowedClusters",
+        "clusterRole",
+        "lastTransitionTime",
+        "ObjectMeta",
+        "ownerReferences",
+    ] {
+        assert!(all.contains(word), "{word}: {all}");
+    }
+    let one = kubectl.good(&["explain", "vci.status.phase"]).await;
+    assert!(one.contains("Sleeping") && one.contains("Life cycle"), "{one}");
+    assert!(
+        kubectl
+            .bad(&["explain", "vci.spec.nonsense"])
+            .await
+            .contains("does not exist")
+    );
+
+    let odd = kubectl.file(
+        "odd.yaml",
+        "apiVersion: management.loft.sh/v1\nkind: Project\nmetadata: {name: odd, labels: {t: odd}}\n\
+         spec: {displayName: Odd, descriptn: typo, allowedClusters: [{name: x, nme: x}]}\n",
+    );
+    let refused = kubectl.bad(&["create", "-f", &odd]).await;
+    assert!(
+        refused.contains("unknown field \"spec.allowedClusters[0].nme\", unknown field \"spec.descriptn\""),
+        "{refused}"
+    );
+    kubectl.bad(&["create", "-f", &odd, "--dry-run=server"]).await;
+    let warned = kubectl.good(&["create", "-f", &odd, "--validate=warn"]).await;
+    assert!(warned.contains("Warning: unknown field \"spec.descriptn\""), "{warned}");
+    kubectl.good(&["delete", "project", "odd"]).await;
+    kubectl.bad(&["apply", "-f", &odd]).await;
+    let quiet = kubectl.good(&["apply", "-f", &odd, "--validate=ignore"]).await;
+    assert!(!quiet.contains("unknown field"), "{quiet}");
+    kubectl
+        .good(&["delete", "projects", "-l", "t=odd", "--cascade=foreground"])
+        .await;
+    let can = kubectl.good(&["auth", "can-i", "--list"]).await;
+    assert!(can.contains("*.*") && can.contains("[*]"), "{can}");
+    let listed = kubectl.good(&["get", "projects", "--chunk-size=1", "-o", "name"]).await;
+    assert_eq!(listed.trim(), "project.management.loft.sh/default");
+    kubectl
+        .good(&["replace", "--force", "-f", &odd, "--validate=false"])
+        .await;
+}

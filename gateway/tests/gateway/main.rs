@@ -9,6 +9,7 @@
 
 mod access;
 mod attacks;
+mod fields;
 mod kubectl;
 mod objects;
 mod streams;

@@ -122,14 +122,11 @@ async fn what_was_not_sent_is_sent_again() {
     });
     let admin = world.admin();
     // The agent of this test reads bodies first, so only an empty one is untouched.
-    let answer = admin
-        .send(admin.request("POST", &format!("{DEMO}/api/v1/namespaces/a/pods"), &[], ""))
-        .await;
+    let create = || admin.send(admin.request("POST", &format!("{DEMO}/api/v1/namespaces/a/pods"), &[], ""));
+    let answer = create().await;
     assert_eq!((answer.code.as_u16(), tries.load(Ordering::SeqCst)), (201, 3));
     world.agent.answer(|_, _| refuse(not_dialed()));
-    let answer = admin
-        .send(admin.request("POST", &format!("{DEMO}/api/v1/namespaces/a/pods"), &[], ""))
-        .await;
+    let answer = create().await;
     answer.fails(503);
     assert!(answer.headers.contains_key("retry-after"));
 }
