@@ -159,10 +159,7 @@ struct Setup {
     now: Timestamp,
 }
 
-async fn setup() -> Setup {
-    let clock = SystemClock::shared();
-    let now = clock.wall();
-    let system = TestPki::new(now).unwrap();
+fn tenant_keys(now: Timestamp) -> (Ca, TenantPki) {
     let ca = Ca::generate("tenant", 1, now).unwrap();
     let admin = LeafSpec {
         common_name: "hanse:proxy".into(),
@@ -176,9 +173,18 @@ async fn setup() -> Setup {
         admin: ca.issue(&admin, now).unwrap(),
         ..TenantPki::default()
     };
+    (ca, pki)
+}
+
+async fn setup() -> Setup {
+    let clock = SystemClock::shared();
+    let now = clock.wall();
+    let system = TestPki::new(now).unwrap();
+    let (ca, pki) = tenant_keys(now);
     let (address, seen) = api_server(&pki, &ca).await;
     let targets = Arc::new(Targets::default());
-    targets.set(ApiTarget::new(TENANT, address, &pki, clock.clone(), Supervisor::default()).unwrap());
+    let target = ApiTarget::new(TENANT, address, &pki, clock.clone(), Supervisor::default()).unwrap();
+    targets.set(target).open();
     let proxy = ApiProxy::new(
         "eu",
         Verifier::new(&system.ca().unwrap()).unwrap(),
@@ -395,7 +401,8 @@ async fn what_was_not_sent_may_be_repeated_and_what_was_lost_may_not() {
     let clock = SystemClock::shared();
     setup
         .targets
-        .set(ApiTarget::new(TENANT, free, &pki, clock.clone(), Supervisor::default()).unwrap());
+        .set(ApiTarget::new(TENANT, free, &pki, clock.clone(), Supervisor::default()).unwrap())
+        .open();
     let response = setup.proxy.request(setup.get("/a"), empty_body()).await;
     assert_eq!(
         (response.status(), &response.headers()["retry-after"]),
@@ -425,13 +432,37 @@ async fn what_was_not_sent_may_be_repeated_and_what_was_lost_may_not() {
     });
     setup
         .targets
-        .set(ApiTarget::new(TENANT, address, &pki, clock, Supervisor::default()).unwrap());
+        .set(ApiTarget::new(TENANT, address, &pki, clock, Supervisor::default()).unwrap())
+        .open();
     let mut response = setup.proxy.request(setup.get("/a"), empty_body()).await;
     let refusal = take_refusal(&mut response);
     assert!(
         matches!(refusal, Some(TunnelError::UpstreamReset { .. })),
         "{refusal:?}"
     );
+}
+
+#[tokio::test]
+async fn nothing_gets_to_an_api_server_that_is_not_open_yet() {
+    let setup = setup().await;
+    let open = setup.targets.get(TENANT).unwrap();
+    let (_, pki) = tenant_keys(setup.now);
+    let clock = SystemClock::shared();
+    let shut = ApiTarget::new(TENANT, open.address(), &pki, clock, Supervisor::default()).unwrap();
+    setup.targets.set(shut);
+    let response = setup.proxy.request(setup.get("/a"), empty_body()).await;
+    let upgrade = setup.head(ann(), tenant(), "/switch", &SPDY);
+    let Upgraded::Answered(upgrade) = setup.proxy.upgrade(upgrade).await else {
+        panic!("switched")
+    };
+    for response in [response, upgrade] {
+        assert_eq!(
+            (response.status(), &response.headers()["retry-after"]),
+            (StatusCode::SERVICE_UNAVAILABLE, &HeaderValue::from(1))
+        );
+        assert!(text(response).await.contains("is being started"));
+    }
+    assert_eq!(setup.connections(), 0);
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use hanse_runtime::telemetry::Format;
 use hanse_tunnel::AgentEvents;
 use hanse_tunnel::assertion::Signer;
 use hanse_tunnel::testing::TestPki;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -175,6 +175,24 @@ impl Kubectl {
         }
     }
 
+    /// Statuses that requests for ConfigMaps get until one is answered well.
+    async fn until_answered(&self) -> Vec<String> {
+        let address = self.server.trim_start_matches("http://");
+        let mut statuses = BTreeSet::new();
+        until("an answer", async || {
+            let path = "/api/v1/namespaces/default/configmaps";
+            let answer = fetch(address, path, |text| text.contains("\r\n\r\n")).await;
+            let status = answer.split(' ').nth(1).unwrap_or_default().to_owned();
+            let well = status == "200";
+            if !well {
+                statuses.insert(status);
+            }
+            well
+        })
+        .await;
+        statuses.into_iter().collect()
+    }
+
     async fn ok(&self, args: &str) -> String {
         self.run(args)
             .await
@@ -238,8 +256,12 @@ async fn a_tenant_from_first_intent_to_last() {
     let guard = Cleanup(world.data_dir());
     agent.intent("eu-1", world.intent(1, Some(2)));
     let kubectl = world.kubectl(&agent).await;
-    until("kubectl get ns", async || kubectl.run("get ns").await.is_ok()).await;
-    world.say("kubectl get ns answered");
+    assert_eq!(
+        kubectl.until_answered().await,
+        ["503"],
+        "users wait, they are not refused"
+    );
+    world.say("requests are answered");
     ready(&agent, &world).await;
 
     memory(&world);
@@ -270,6 +292,12 @@ async fn a_tenant_from_first_intent_to_last() {
 
     // An adopted process dies.
     dies(&world, "kwok").await;
+
+    // So does its API server: the next one lets users in when it can judge them.
+    dies(&world, "kube-apiserver").await;
+    let refused = kubectl.until_answered().await;
+    assert!(refused.iter().all(|status| status == "503"), "{refused:?}");
+    ready(&agent, &world).await;
 
     // Fewer nodes restart nothing.
     let before = world.pids();
@@ -333,7 +361,8 @@ async fn use_it(world: &World, kubectl: &Kubectl) {
         .find(|word| word.starts_with("127.0.0.1:"))
         .unwrap()
         .to_owned();
-    let answer = fetch(&address).await;
+    // kwok does not pass the end of the stream on.
+    let answer = fetch(&address, "/", |text| text.contains("simulated")).await;
     assert!(answer.contains("simulated"), "{answer}");
     forward.kill().await.unwrap();
     world.say("port-forward");
@@ -358,16 +387,15 @@ async fn use_it(world: &World, kubectl: &Kubectl) {
     world.say("watch");
 }
 
-async fn fetch(address: &str) -> String {
+async fn fetch(address: &str, path: &str, enough: impl Fn(&str) -> bool) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     stream
-        .write_all(b"GET / HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n")
+        .write_all(format!("GET {path} HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n").as_bytes())
         .await
         .unwrap();
-    // kwok does not pass the end of the stream on.
     let mut text = String::new();
-    while !text.contains("simulated") {
+    while !enough(&text) {
         let mut part = [0; 1024];
         let n = stream.read(&mut part).await.unwrap();
         assert!(n > 0, "ended after {text:?}");

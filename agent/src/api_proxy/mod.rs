@@ -144,6 +144,9 @@ impl ApiProxy {
                     .targets
                     .get(id)
                     .ok_or_else(|| unavailable(id, "it does not run on this host yet"))?;
+                if !target.is_open() {
+                    return Err(unavailable(id, "its API server is being started"));
+                }
                 Ok((principal, target))
             }
         }

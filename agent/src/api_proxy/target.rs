@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -90,6 +90,7 @@ pub struct ApiTarget {
     supervisor: Supervisor,
     kept: Mutex<Vec<SendRequest<Body>>>,
     open: Arc<AtomicUsize>,
+    lets_in: AtomicBool,
     closed: CancellationToken,
 }
 
@@ -126,7 +127,7 @@ fn tls_config(tenant: &str, pki: &TenantPki) -> Result<rustls::ClientConfig, Age
 }
 
 impl ApiTarget {
-    /// The API server of `tenant` at `address`, with the keys of `pki`.
+    /// The API server of `tenant` at `address`, with the keys of `pki`. Requests get there once it is [opened](Self::open).
     pub fn new(
         tenant: &str,
         address: SocketAddr,
@@ -148,6 +149,7 @@ impl ApiTarget {
             supervisor,
             kept: Mutex::default(),
             open: Arc::default(),
+            lets_in: AtomicBool::new(false),
             closed: CancellationToken::new(),
         })
     }
@@ -164,6 +166,16 @@ impl ApiTarget {
 
     pub(super) fn host(&self) -> &HeaderValue {
         &self.host
+    }
+
+    /// From now on requests get to it: it can judge them.
+    pub fn open(&self) {
+        self.lets_in.store(true, Ordering::Release);
+    }
+
+    /// Whether requests get to it.
+    pub fn is_open(&self) -> bool {
+        self.lets_in.load(Ordering::Acquire)
     }
 
     /// Open connections.
@@ -309,11 +321,13 @@ impl Targets {
     }
 
     /// Puts `target` in; connections of the one it replaces are broken off.
-    pub fn set(&self, target: ApiTarget) {
-        let replaced = self.lock().insert(target.tenant.clone(), Arc::new(target));
+    pub fn set(&self, target: ApiTarget) -> Arc<ApiTarget> {
+        let target = Arc::new(target);
+        let replaced = self.lock().insert(target.tenant.clone(), target.clone());
         if let Some(replaced) = replaced {
             replaced.close();
         }
+        target
     }
 
     /// Takes the API server of `tenant` out and breaks its connections off.

@@ -1,7 +1,9 @@
 //! Watches one tenant's API server, and puts in what every tenant has: a binding for its admins, the default service
 //! account, and simulated nodes.
 
+use super::gate::Gate;
 use super::nodes;
+use crate::api_proxy::ApiTarget;
 use crate::error::AgentError;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,6 +16,7 @@ use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleRef, Subject};
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -42,10 +45,10 @@ pub struct Health {
 
 /// What to watch.
 pub struct Probe {
-    /// Id of the tenant.
-    pub tenant: String,
-    /// Where its API server listens.
-    pub address: SocketAddr,
+    /// The API server, to be opened when it can judge requests.
+    pub target: Arc<ApiTarget>,
+    /// It ran and was good before this probe: an earlier agent started it, or this one had looked at it with other keys.
+    pub known: bool,
     /// Keys.
     pub pki: TenantPki,
     /// Time.
@@ -57,8 +60,7 @@ pub struct Probe {
 impl std::fmt::Debug for Probe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Probe")
-            .field("tenant", &self.tenant)
-            .field("address", &self.address)
+            .field("target", &self.target)
             .finish_non_exhaustive()
     }
 }
@@ -66,7 +68,7 @@ impl std::fmt::Debug for Probe {
 impl Probe {
     /// Looks and tells until it is dropped.
     pub async fn run(mut self, tell: watch::Sender<Health>) -> Result<(), AgentError> {
-        let client = match client(&self.tenant, self.address, &self.pki) {
+        let client = match client(self.target.tenant(), self.target.address(), &self.pki) {
             Ok(client) => client,
             Err(error) => {
                 let message = hanse_runtime::supervisor::chain(&error);
@@ -77,10 +79,11 @@ impl Probe {
                 return Err(error);
             }
         };
+        let gate = Gate::new(self.target.clone(), self.known);
         let mut in_place: Option<nodes::Wanted> = None;
         loop {
             let wanted = self.nodes.borrow_and_update().clone();
-            let mut health = self.look(&client).await;
+            let (mut health, started) = self.look(&client).await;
             health.version.clone_from(&tell.borrow().version);
             health.ready = health.serving && in_place.as_ref() == Some(&wanted);
             if health.serving && !health.ready {
@@ -92,6 +95,9 @@ impl Probe {
                         ..health.clone()
                     },
                 );
+            }
+            gate.looked(&client, health.serving, started, &*self.clock).await;
+            if health.serving && !health.ready {
                 match self.put_in(&client, &wanted).await {
                     Ok(version) => {
                         in_place = Some(wanted);
@@ -103,7 +109,11 @@ impl Probe {
             }
             let ready = health.ready;
             publish(&tell, health);
-            let pause = if ready { POLL_READY } else { POLL_STARTING };
+            let pause = if ready && gate.is_open() {
+                POLL_READY
+            } else {
+                POLL_STARTING
+            };
             tokio::select! {
                 () = self.clock.sleep(pause) => {}
                 Ok(()) = self.nodes.changed() => {}
@@ -111,31 +121,35 @@ impl Probe {
         }
     }
 
-    async fn look(&self, client: &Client) -> Health {
+    /// How it is, and whether its start is over.
+    async fn look(&self, client: &Client) -> (Health, bool) {
         // Says more than the error of a client that cannot connect.
-        let connected = timeout(&*self.clock, LOOK, TcpStream::connect(self.address)).await;
+        let connected = timeout(&*self.clock, LOOK, TcpStream::connect(self.target.address())).await;
         if !matches!(connected, Ok(Ok(_))) {
-            return Health {
+            let health = Health {
                 message: "its API server does not accept connections yet".into(),
                 ..Health::default()
             };
+            return (health, false);
         }
-        let (serving, message) = match timeout(&*self.clock, LOOK, readyz(client)).await {
-            Ok(Ok(())) => (true, String::new()),
-            Ok(Err(error)) => (false, describe(&error)),
-            Err(elapsed) => (false, format!("its API server: {elapsed}")),
+        let (serving, started, message) = match timeout(&*self.clock, LOOK, readyz(client)).await {
+            Ok(Ok(())) => (true, true, String::new()),
+            Ok(Err(error)) => (false, has_started(&error), describe(&error)),
+            // It hangs on its store, which is asked after the steps of its start.
+            Err(elapsed) => (false, true, format!("its API server: {elapsed}")),
         };
-        Health {
+        let health = Health {
             serving,
             message,
             ..Health::default()
-        }
+        };
+        (health, started)
     }
 
     async fn put_in(&self, client: &Client, wanted: &nodes::Wanted) -> Result<String, AgentError> {
         let fault = |what| {
             move |source: kube::Error| AgentError::Kube {
-                tenant: self.tenant.clone(),
+                tenant: self.target.tenant().to_owned(),
                 what,
                 source: Box::new(source),
             }
@@ -219,13 +233,18 @@ fn describe(error: &kube::Error) -> String {
     format!("its API server is not ready: {}", failed.join("; "))
 }
 
+/// Whether `/readyz` failed for another reason than steps of the start that are not done.
+fn has_started(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if !status.message.contains("[-]poststarthook/"))
+}
+
 /// Whether `error` says that the object is there already.
 pub(super) fn exists(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
 }
 
 /// Every member of the group may do everything in the tenant. The gateway decides who is a member.
-async fn bind_admins(client: &Client) -> Result<(), kube::Error> {
+pub(super) async fn bind_admins(client: &Client) -> Result<(), kube::Error> {
     let binding = ClusterRoleBinding {
         metadata: ObjectMeta {
             name: Some(GROUP_TENANT_ADMINS.into()),
@@ -283,5 +302,20 @@ mod tests {
         };
         let told = describe(&kube::Error::Api(Box::new(status)));
         assert_eq!(told, "its API server is not ready: etcd failed: reason withheld");
+    }
+
+    #[test]
+    fn a_start_goes_on_while_a_step_of_it_is_not_done() {
+        let text = |message: &str| {
+            kube::Error::Api(Box::new(kube::core::Status {
+                message: message.into(),
+                code: 500,
+                ..kube::core::Status::default()
+            }))
+        };
+        assert!(has_started(&text("[+]poststarthook/a ok\n[-]etcd failed")));
+        assert!(!has_started(&text(
+            "[+]etcd ok\n[-]poststarthook/rbac/bootstrap-roles failed"
+        )));
     }
 }

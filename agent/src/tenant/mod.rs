@@ -1,5 +1,6 @@
 //! Tenants on this host: what they need, and the workers that bring it about.
 
+mod gate;
 pub mod health;
 mod issue;
 pub mod nodes;

@@ -82,6 +82,8 @@ pub struct Worker {
     retry: Backoff,
     fault: Option<(String, bool)>,
     was_ready: bool,
+    /// The API server that runs has judged requests before, or was started by an earlier agent.
+    api_known: bool,
     restarts: u32,
 }
 
@@ -121,6 +123,7 @@ impl Worker {
             retry: Backoff::new(RETRY_MIN, RETRY_MAX),
             fault: None,
             was_ready: false,
+            api_known: false,
             restarts: 0,
         })
     }
@@ -164,6 +167,7 @@ impl Worker {
         loop {
             let rendered = desired.map(|intent| self.render(intent)).transpose()?;
             self.observed.serving = self.health().serving;
+            self.api_known |= self.observed.serving;
             self.end_turn();
             if self.host.clock.mono().saturating_sub(self.files_at) > CHECK_FILES {
                 // Old certificates are issued anew, files that someone changed are put right.
@@ -243,6 +247,7 @@ impl Worker {
                     pid = process.record().pid,
                     "adopted"
                 );
+                self.api_known |= part == Part::ApiServer;
                 self.watch(part, process);
             }
         }
@@ -377,6 +382,7 @@ impl Worker {
                     pid = process.record().pid,
                     "started"
                 );
+                self.api_known &= part != Part::ApiServer;
                 self.watch(part, process);
                 Ok(())
             }
@@ -470,7 +476,7 @@ impl Worker {
         let port = spec.ports.first().copied().unwrap_or_default();
         let address = SocketAddr::new(self.host.facts.address, port);
         let host = &self.host;
-        host.targets.set(ApiTarget::new(
+        let target = host.targets.set(ApiTarget::new(
             &self.tenant,
             address,
             pki,
@@ -480,8 +486,8 @@ impl Worker {
         let (nodes, nodes_seen) = watch::channel(wanted);
         let (tell, health) = watch::channel(Health::default());
         let probe = Probe {
-            tenant: self.tenant.clone(),
-            address,
+            target,
+            known: self.api_known,
             pki: pki.clone(),
             clock: host.clock.clone(),
             nodes: nodes_seen,
@@ -547,6 +553,8 @@ impl Worker {
         );
         self.running.remove(&ended.part);
         if ended.part == Part::ApiServer {
+            // The next one has a target of its own, which opens when it can judge requests.
+            self.host.targets.remove(&self.tenant);
             self.probing = None;
             self.turn = None;
         }
