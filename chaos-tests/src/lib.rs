@@ -4,10 +4,12 @@
 //! - [`world`]: an installation with an address block and a home of its own.
 //! - [`processes`]: its processes by role and region, and what is left of them.
 //! - [`load`]: clients that write again and again and note each acknowledgement with its time.
+//! - [`small_disk`]: a file system without room, for one command.
 //! - [`watcher`]: a client that follows a collection the way controllers do.
 
 pub mod load;
 pub mod processes;
+pub mod small_disk;
 pub mod watcher;
 pub mod world;
 

@@ -96,6 +96,11 @@ impl World {
         command
     }
 
+    /// `hanse`, to be started.
+    pub fn hanse_command(&self) -> Command {
+        self.command(&self.binary)
+    }
+
     /// Runs `hanse`; gives its standard output.
     pub fn hanse(&self, args: &[&str]) -> Result<String> {
         let output = self.command(&self.binary).args(args).output().context("run hanse")?;
