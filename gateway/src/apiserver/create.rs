@@ -1,5 +1,6 @@
 //! Create.
 
+use super::apply::{self, Apply, Managed};
 use super::backend::{Backend, failed};
 use super::{Call, drop_nulls, fields, object};
 use crate::answer;
@@ -25,6 +26,30 @@ pub(crate) async fn create(backend: &Backend, call: &Call<'_>, body: &[u8]) -> R
     let (mut object, warnings) = fields::read(call, body)?;
     drop_nulls(&mut object);
     check_type(call, &object)?;
+    let made = insert(backend, call, object, None).await?;
+    let response = answer::json(StatusCode::CREATED, &shaper.one(made, backend.clock.wall()));
+    Ok(fields::warn(response, &warnings))
+}
+
+/// Makes the object that an apply names, which there was none of. Nothing when there is one meanwhile.
+pub(crate) async fn create_applied(
+    backend: &Backend,
+    call: &Call<'_>,
+    apply: &Apply,
+) -> Result<Option<Value>, Box<Status>> {
+    match insert(backend, call, apply.config.clone(), Some(apply)).await {
+        Ok(made) => Ok(Some(made)),
+        Err(status) if status.reason == Reason::AlreadyExists => Ok(None),
+        Err(status) => Err(status),
+    }
+}
+
+async fn insert(
+    backend: &Backend,
+    call: &Call<'_>,
+    mut object: Value,
+    apply: Option<&Apply>,
+) -> Result<Value, Box<Status>> {
     check_meta(call, &mut object)?;
     let generated = object::name(&object).is_empty();
     let mut tries = 0;
@@ -34,7 +59,7 @@ pub(crate) async fn create(backend: &Backend, call: &Call<'_>, body: &[u8]) -> R
         if generated {
             generate_name(backend.rng.as_ref(), call, &mut attempt)?;
         }
-        match commit(backend, call, attempt).await? {
+        match commit(backend, call, attempt, apply).await? {
             Committed::Done(created) => break created,
             Committed::Taken(name) if !generated || tries >= TRIES => {
                 let names = call.kind.names();
@@ -52,8 +77,7 @@ pub(crate) async fn create(backend: &Backend, call: &Call<'_>, body: &[u8]) -> R
     let mut items = [created];
     call.kind.decorate(backend, call.caller(), &mut items).await;
     let [created] = items;
-    let response = answer::json(StatusCode::CREATED, &shaper.one(created, backend.clock.wall()));
-    Ok(fields::warn(response, &warnings))
+    Ok(created)
 }
 
 /// Refuses a body of another kind than that of the URL.
@@ -151,7 +175,12 @@ enum Committed {
     Changed,
 }
 
-async fn commit(backend: &Backend, call: &Call<'_>, mut object: Value) -> Result<Committed, Box<Status>> {
+async fn commit(
+    backend: &Backend,
+    call: &Call<'_>,
+    mut object: Value,
+    apply: Option<&Apply>,
+) -> Result<Committed, Box<Status>> {
     let names = call.kind.names();
     object::stamp_new(&mut object, backend.rng.uuid(), backend.clock.wall());
     if let Some(map) = object.as_object_mut() {
@@ -166,6 +195,11 @@ async fn commit(backend: &Backend, call: &Call<'_>, mut object: Value) -> Result
     let name = object::name(&object).to_owned();
     if !faults.is_empty() {
         return Err(Box::new(Status::invalid(names.group, names.kind, &name, faults)));
+    }
+    let now = backend.clock.wall();
+    match apply {
+        Some(apply) => apply::enter(None, &mut object, &apply::made(call, apply, now)),
+        None => apply::track(call, Managed::default(), None, &mut object, now)?,
     }
     let guards = call.kind.admit_create(backend, &object).await?;
     let key = ObjectKey::new(names, call.namespace(), &name);

@@ -52,11 +52,23 @@ pub(crate) fn read(call: &Call<'_>, body: &[u8]) -> Result<(Value, Vec<String>),
         return Ok((decode(call.headers, body)?, Vec::new()));
     }
     let value = decode(call.headers, body)?;
-    let mut faults = if content_type(call.headers) == "application/json" {
+    let faults = if content_type(call.headers) == "application/json" {
         duplicates(body)
     } else {
         Vec::new()
     };
+    check(call, value, faults)
+}
+
+/// Looks for unknown fields beside `faults` that were found before.
+pub(crate) fn check(
+    call: &Call<'_>,
+    value: Value,
+    mut faults: Vec<String>,
+) -> Result<(Value, Vec<String>), Box<Status>> {
+    if call.validation == Validation::Ignore {
+        return Ok((value, Vec::new()));
+    }
     faults.extend(unknown(call, &value));
     faults.truncate(MAX_FAULTS);
     if call.validation == Validation::Strict && !faults.is_empty() {

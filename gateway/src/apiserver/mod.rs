@@ -1,5 +1,6 @@
 //! The management API in Kubernetes' style: generic machinery around the table of kinds.
 
+mod apply;
 pub(crate) mod backend;
 mod create;
 mod delete;

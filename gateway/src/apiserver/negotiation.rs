@@ -97,21 +97,28 @@ pub(crate) fn content_type(headers: &HeaderMap) -> String {
 
 /// Reads an object from a body.
 pub(crate) fn decode(headers: &HeaderMap, body: &[u8]) -> Result<Value, Box<Status>> {
+    match content_type(headers).as_str() {
+        media @ ("application/json" | "application/yaml") => decode_as(media, body),
+        other => Err(unsupported(other, "application/json, application/yaml")),
+    }
+}
+
+/// Reads an object in JSON, or for every other media type in YAML.
+pub(crate) fn decode_as(media: &str, body: &[u8]) -> Result<Value, Box<Status>> {
     let bad = |why: String| {
         Box::new(Status::new(
             Reason::BadRequest,
             format!("the object provided is unrecognized (must be of type Object): {why}"),
         ))
     };
-    let value: Value = match content_type(headers).as_str() {
+    let value: Value = match media {
         "application/json" => serde_json::from_slice(body).map_err(|e| bad(e.to_string()))?,
-        "application/yaml" => {
+        _ => {
             let text = std::str::from_utf8(body).map_err(|e| bad(e.to_string()))?;
             // As deep as JSON may be: deeper values would exhaust the stack of whoever writes or drops them.
             let options = serde_saphyr::options! { budget: serde_saphyr::budget! { max_depth: MAX_DEPTH } };
             serde_saphyr::from_str_with_options(text, options).map_err(|e| bad(e.to_string()))?
         }
-        other => return Err(unsupported(other, "application/json, application/yaml")),
     };
     if value.is_object() {
         Ok(value)

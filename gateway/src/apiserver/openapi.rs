@@ -170,7 +170,11 @@ fn operation(kind: &dyn Kind, action: &str, bodies: &[&str]) -> Value {
 }
 
 const OBJECT: &[&str] = &["application/json", "application/yaml"];
-const PATCHES: &[&str] = &["application/json-patch+json", "application/merge-patch+json"];
+const PATCHES: &[&str] = &[
+    "application/apply-patch+yaml",
+    "application/json-patch+json",
+    "application/merge-patch+json",
+];
 
 fn collection(kind: &dyn Kind) -> Value {
     let mut path = json!({ "get": operation(kind, "list", &[]) });

@@ -35,7 +35,7 @@ pub(crate) enum Operation {
 impl Patch {
     /// Reads a patch by its media type.
     pub(crate) fn read(media: &str, body: &[u8]) -> Result<Self, Box<Status>> {
-        const KNOWN: &str = "application/json-patch+json, application/merge-patch+json";
+        const KNOWN: &str = "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
         let bad =
             |e: serde_json::Error| Box::new(Status::new(Reason::BadRequest, format!("error decoding patch: {e}")));
         match media {
@@ -59,13 +59,6 @@ impl Patch {
                     return Err(Box::new(Status::new(Reason::RequestEntityTooLarge, message)));
                 }
                 Ok(Self::Json(operations))
-            }
-            "application/apply-patch+yaml" | "application/apply-patch+cbor" => {
-                let mut status = unsupported(media, KNOWN);
-                status
-                    .message
-                    .push_str("; server-side apply is not served yet, use `kubectl apply` without --server-side");
-                Err(status)
             }
             other => Err(unsupported(other, KNOWN)),
         }
@@ -366,10 +359,6 @@ mod tests {
 
     #[test]
     fn media_types() {
-        assert_eq!(
-            Patch::read("application/apply-patch+yaml", b"{}").unwrap_err().code,
-            415
-        );
         assert_eq!(
             Patch::read("application/strategic-merge-patch+json", b"{}")
                 .unwrap_err()

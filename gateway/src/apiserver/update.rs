@@ -1,14 +1,16 @@
 //! Update and patch, of objects and of their status.
 
+use super::apply::{self, Apply, Managed};
 use super::backend::{Backend, failed};
-use super::create::{check_namespace, check_type};
+use super::create::{check_namespace, check_type, create_applied};
 use super::list::read;
 use super::negotiation::content_type;
 use super::options::resource_version;
 use super::patch::Patch;
-use super::{Call, conflict, drop_nulls, fields, object};
-use crate::answer;
+use super::{Call, conflict, drop_nulls, fields, no_such, object, target};
 use crate::body::Response;
+use crate::{answer, authz};
+use hanse_api::Timestamp;
 use hanse_api::status::{Cause, Reason, Status};
 use hanse_state::objects::{ObjectError, ObjectKey, Op, Stored};
 use http::StatusCode;
@@ -27,7 +29,13 @@ pub(crate) async fn update(backend: &Backend, call: &Call<'_>, body: &[u8]) -> R
 
 /// `PATCH` of one object or its status.
 pub(crate) async fn patch(backend: &Backend, call: &Call<'_>, body: &[u8]) -> Result<Response, Box<Status>> {
-    let patch = Patch::read(&content_type(call.headers), body)?;
+    let media = content_type(call.headers);
+    if media == apply::MEDIA {
+        let (applied, warnings) = apply::read(call, body)?;
+        return change(backend, call, Wanted::Applied(applied), warnings).await;
+    }
+    let patch = Patch::read(&media, body)?;
+    apply::refuse_force(call)?;
     let faults = match &patch {
         Patch::Merge(_) => fields::duplicates(body),
         Patch::Json(_) => Vec::new(),
@@ -39,6 +47,7 @@ pub(crate) async fn patch(backend: &Backend, call: &Call<'_>, body: &[u8]) -> Re
 enum Wanted {
     Whole(Value),
     Patched(Patch),
+    Applied(Apply),
 }
 
 impl Wanted {
@@ -47,12 +56,27 @@ impl Wanted {
         match self {
             Self::Whole(object) => !object::meta_text(object, "resourceVersion").is_empty(),
             Self::Patched(patch) => patch.resource_version().is_some(),
+            Self::Applied(apply) => !object::meta_text(&apply.config, "resourceVersion").is_empty(),
         }
     }
 
-    fn applied(&self, call: &Call<'_>, current: &Value) -> Result<Value, Box<Status>> {
+    /// What `current` becomes, and who manages what of it when that is not left to a comparison.
+    fn applied(
+        &self,
+        call: &Call<'_>,
+        current: &Value,
+        now: Timestamp,
+    ) -> Result<(Value, Option<Managed>), Box<Status>> {
         match self {
-            Self::Whole(object) => Ok(object.clone()),
+            Self::Whole(object) => Ok((object.clone(), None)),
+            Self::Applied(apply) => {
+                let (mut new, managed) = apply::applied(call, apply, current, now)?;
+                if !self.insists() {
+                    object::meta_mut(&mut new).remove("resourceVersion");
+                }
+                drop_nulls(&mut new);
+                Ok((new, Some(managed)))
+            }
             Self::Patched(patch) => {
                 let mut patched = patch.apply(current)?;
                 if !self.insists() {
@@ -61,7 +85,7 @@ impl Wanted {
                 }
                 drop_nulls(&mut patched);
                 check_type(call, &patched)?;
-                Ok(patched)
+                Ok((patched, None))
             }
         }
     }
@@ -76,14 +100,30 @@ async fn change(
 ) -> Result<Response, Box<Status>> {
     let shaper = call.shaper()?;
     for _ in 0..TRIES {
-        let (stored, current) = read(backend, call).await?;
+        let now = backend.clock.wall();
+        let (stored, current) = match (read(backend, call).await, &wanted) {
+            (Ok(found), _) => found,
+            (Err(status), Wanted::Applied(apply)) if status.reason == Reason::NotFound && !call.status() => {
+                let made = applied_new(backend, call, apply).await?;
+                let Some(made) = made else { continue };
+                let response = answer::json(StatusCode::CREATED, &shaper.one(made, now));
+                return Ok(fields::warn(response, &warnings));
+            }
+            (Err(status), _) => return Err(status),
+        };
         let typed = shaper.typed(current.clone());
-        let new = wanted.applied(call, &typed)?;
+        let (new, managed) = wanted.applied(call, &typed, now)?;
         if matches!(wanted, Wanted::Patched(_)) {
             warnings = fields::patched(call, &typed, &new, warnings)?;
         }
         check(call, &stored, &current, &new)?;
-        let merged = merged(call, &current, new)?;
+        let base = apply::base(&typed, &new);
+        let mut merged = merged(call, &current, new)?;
+        let old = stored_form(call, &current)?;
+        match managed {
+            Some(managed) => apply::enter(Some(&old), &mut merged, &managed),
+            None => apply::track(call, base, Some(&old), &mut merged, now)?,
+        }
         let Some(written) = write(backend, call, &stored, &current, merged).await? else {
             if wanted.insists() {
                 return Err(conflict(call.kind, call.name()));
@@ -97,6 +137,30 @@ async fn change(
         return Ok(fields::warn(response, &warnings));
     }
     Err(conflict(call.kind, call.name()))
+}
+
+/// Makes what an apply names. Nothing when somebody else was faster.
+async fn applied_new(backend: &Backend, call: &Call<'_>, apply: &Apply) -> Result<Option<Value>, Box<Status>> {
+    authz::authorize(backend, call.principal, &["create"], &target(call.info)).await?;
+    if !call.kind.verbs().contains(&"create") {
+        return Err(no_such(call.kind, call.name()));
+    }
+    if object::name(&apply.config) != call.name() {
+        let message = format!(
+            "the name of the object ({}) does not match the name on the URL ({})",
+            object::name(&apply.config),
+            call.name()
+        );
+        return Err(Box::new(Status::new(Reason::BadRequest, message)));
+    }
+    create_applied(backend, call, apply).await
+}
+
+/// The stored form carries its type; the revision is not stored.
+fn stored_form(call: &Call<'_>, current: &Value) -> Result<Value, Box<Status>> {
+    let mut old = call.shaper()?.typed(current.clone());
+    object::meta_mut(&mut old).remove("resourceVersion");
+    Ok(old)
 }
 
 /// What the caller says about identity and revision must be so.
@@ -147,9 +211,7 @@ fn check(call: &Call<'_>, stored: &Stored, current: &Value, new: &Value) -> Resu
 /// The object to store, if no rule forbids it.
 fn merged(call: &Call<'_>, current: &Value, mut new: Value) -> Result<Value, Box<Status>> {
     let names = call.kind.names();
-    // The stored form carries its type; the revision is not stored.
-    let mut old = call.shaper()?.typed(current.clone());
-    object::meta_mut(&mut old).remove("resourceVersion");
+    let old = stored_form(call, current)?;
     let merged = if call.status() {
         object::merge_status(&old, &new)
     } else {
@@ -174,8 +236,7 @@ async fn write(
     current: &Value,
     mut merged: Value,
 ) -> Result<Option<Value>, Box<Status>> {
-    let mut old = call.shaper()?.typed(current.clone());
-    object::meta_mut(&mut old).remove("resourceVersion");
+    let old = stored_form(call, current)?;
     let goes = object::is_terminating(&merged) && object::finalizers(&merged).is_empty();
     let mut revision = stored.revision;
     if !call.dry_run && (goes || merged != old) {

@@ -7,7 +7,8 @@ use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-fn binary() -> Option<PathBuf> {
+/// A tool of Kubernetes.
+pub fn tool(name: &str) -> Option<PathBuf> {
     let place = std::env::var("HANSE_KUBE_TOOLS").ok();
     let cache = std::env::var("XDG_CACHE_HOME").ok().map(PathBuf::from);
     let cache = cache.or_else(|| {
@@ -15,15 +16,15 @@ fn binary() -> Option<PathBuf> {
             .ok()
             .map(|home| PathBuf::from(home).join(".cache"))
     });
-    let cached = cache.map(|c| c.join("hanse/kube-tools/current/bin/kubectl"));
+    let cached = cache.map(|c| c.join("hanse/kube-tools/current/bin").join(name));
     let on_path = || {
         std::env::split_paths(&std::env::var_os("PATH")?)
-            .map(|d| d.join("kubectl"))
+            .map(|d| d.join(name))
             .find(|p| p.is_file())
     };
     match place.as_deref() {
         Some("PATH") => on_path(),
-        Some(dir) => Some(PathBuf::from(dir).join("bin/kubectl")).filter(|p| p.is_file()),
+        Some(dir) => Some(PathBuf::from(dir).join("bin").join(name)).filter(|p| p.is_file()),
         None => cached.filter(|p| p.is_file()).or_else(on_path),
     }
 }
@@ -35,7 +36,7 @@ struct Kubectl {
 
 impl Kubectl {
     fn new(world: &World, key: &str) -> Option<Self> {
-        let Some(binary) = binary() else {
+        let Some(binary) = tool("kubectl") else {
             eprintln!("left out: there is no kubectl (HANSE_KUBE_TOOLS, the cache of the kube tools, PATH)");
             return None;
         };
@@ -161,12 +162,20 @@ async fn objects_through_kubectl() {
         wide.contains("NAMESPACE") && wide.contains("MESSAGE") && wide.contains("p-default"),
         "{wide}"
     );
+    // What was applied by the client goes on by the server, and other managers conflict.
+    kubectl.good(&["apply", "--server-side", "-f", &changed]).await;
+    let mine = kubectl.file("mine.yaml", &DEMO.replace("'2'", "'4'"));
+    let other = ["apply", "--server-side", "--field-manager=other", "-f", &mine];
+    let conflict = kubectl.bad(&other).await;
     assert!(
-        kubectl
-            .bad(&["apply", "--server-side", "-f", &vci])
-            .await
-            .contains("Server-side apply not available")
+        conflict.contains("Apply failed with 1 conflict: conflict with \"kubectl\""),
+        "{conflict}"
     );
+    kubectl.good(&[other.as_slice(), &["--force-conflicts"]].concat()).await;
+    kubectl.bad(&["diff", "--server-side", "-f", &changed]).await;
+    kubectl
+        .good(&["apply", "--server-side", "--force-conflicts", "-f", &changed])
+        .await;
 
     kubectl
         .good(&[

@@ -309,11 +309,7 @@ impl World {
     }
 
     pub fn client(&self, token: Option<String>) -> Client {
-        Client {
-            addr: self.addr,
-            ca_pem: self.ca_pem.clone(),
-            token,
-        }
+        Client::new(self.addr, self.ca_pem.clone(), token)
     }
 }
 
@@ -364,6 +360,10 @@ pub async fn soon<F: Future>(future: F) -> F::Output {
 }
 
 impl Client {
+    pub fn new(addr: SocketAddr, ca_pem: String, token: Option<String>) -> Self {
+        Self { addr, ca_pem, token }
+    }
+
     pub async fn tls(&self, alpn: &[u8]) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         for cert in load_certs(&self.ca_pem).unwrap() {
