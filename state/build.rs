@@ -1,7 +1,12 @@
 //! Compiles the wire formats with a compiler written in Rust, so that a build needs no `protoc`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["proto/mvcc.proto", "proto/etcd.proto", "proto/command.proto"];
+    let files = [
+        "proto/mvcc.proto",
+        "proto/etcd.proto",
+        "proto/command.proto",
+        "proto/health.proto",
+    ];
     for file in files {
         println!("cargo::rerun-if-changed={file}");
     }

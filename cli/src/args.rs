@@ -247,6 +247,13 @@ pub(crate) enum Command {
     Server(ProcessArgs),
     /// Run the agent of a connected cluster
     Agent(ProcessArgs),
+    /// Run the replicated store alone, in the place of etcd: with etcd's flags and ETCD_* variables
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Store {
+        /// etcd's flags; --help lists those that are known
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAGS")]
+        flags: Vec<String>,
+    },
     /// Pass connections on to the gateways of this machine
     #[command(hide = true)]
     FrontDoor(ProcessArgs),

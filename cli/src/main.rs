@@ -3,7 +3,8 @@
 //! - [`args`]: the command line. [`error`]: failures and exit codes. [`output`]: tables, documents, progress.
 //! - [`client`]: HTTPS and the management API. [`logins`]: where the user is logged in. [`kubeconfig`]: contexts.
 //! - [`local`]: `up`, `down`, `kill`, `start`. [`front_door`]: the pass-through before the gateways of one machine.
-//! - [`verbs`]: the rest of what users do. [`role`]: the processes that this program can be.
+//! - [`verbs`]: the rest of what users do. [`role`]: the processes that this program can be; [`store`]: one of them, in
+//!   etcd's clothes.
 
 mod app;
 mod args;
@@ -16,6 +17,7 @@ mod local;
 mod logins;
 mod output;
 mod role;
+mod store;
 mod verbs;
 
 use app::App;
@@ -47,6 +49,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Completion { shell } => completion(&app, shell),
         Command::Agent(process) => role::agent(&process),
         Command::Server(process) => role::server(&process),
+        Command::Store { flags } => store::run(&flags, &app.output),
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.map_err(|e| Error::failed(format!("cannot start: {e}")))?;
@@ -80,6 +83,7 @@ async fn verb(app: &App, command: Command) -> Result<()> {
         Command::Completion { .. }
         | Command::Config { .. }
         | Command::Server(_)
+        | Command::Store { .. }
         | Command::Agent(_)
         | Command::FrontDoor(_) => Err(Error::failed("this command is no verb")),
     }

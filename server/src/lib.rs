@@ -4,6 +4,7 @@
 //! - [`node`] builds the parts in order, runs them, ends them in order.
 //! - [`events`] answers what the tunnel asks of the rest (reports, store calls, enrolment).
 //! - [`status`] is the live status of all servers for the gateway.
+//! - [`store_role`] is the store alone, in the place of etcd.
 
 pub mod config;
 pub mod error;
@@ -11,6 +12,7 @@ pub mod events;
 pub mod files;
 pub mod node;
 pub mod status;
+pub mod store_role;
 
 pub use config::ServerConfig;
 pub use error::ServerError;

@@ -14,6 +14,13 @@ mod generated {
     pub mod etcdserverpb {
         tonic::include_proto!("etcdserverpb");
     }
+    pub mod grpc {
+        pub mod health {
+            pub mod v1 {
+                tonic::include_proto!("grpc.health.v1");
+            }
+        }
+    }
     pub mod hanse {
         pub mod state {
             pub mod v1 {
@@ -25,6 +32,8 @@ mod generated {
 
 pub use command::{Command, Outcome};
 pub use generated::etcdserverpb::*;
+/// gRPC's health check.
+pub use generated::grpc::health::v1 as health;
 /// What goes through a group's log, and what it answers.
 pub use generated::hanse::state::v1 as command;
 pub use generated::mvccpb::{Event, KeyValue, event};

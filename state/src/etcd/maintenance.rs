@@ -86,6 +86,32 @@ impl Maintenance for Service {
             hash_revision: found.revision,
         }))
     }
+
+    /// The engine gives space back by itself, so there is nothing left to do for it here.
+    async fn defragment(
+        &self,
+        request: Request<pb::DefragmentRequest>,
+    ) -> Result<Response<pb::DefragmentResponse>, Status> {
+        self.access(&request)?;
+        let header = Some(self.store.header());
+        Ok(Response::new(pb::DefragmentResponse { header }))
+    }
+
+    async fn move_leader(
+        &self,
+        request: Request<pb::MoveLeaderRequest>,
+    ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
+        self.access(&request)?;
+        let Some(operator) = &self.operator else {
+            return Err(Status::permission_denied(
+                "hanse: leadership is the operators' business",
+            ));
+        };
+        let to = request.into_inner().target_id;
+        operator.move_leader(to).await.map_err(super::MoveRefused::status)?;
+        let header = Some(self.store.header());
+        Ok(Response::new(pb::MoveLeaderResponse { header }))
+    }
 }
 
 #[tonic::async_trait]
@@ -96,6 +122,12 @@ impl Cluster for Service {
     ) -> Result<Response<pb::MemberListResponse>, Status> {
         self.access(&request)?;
         let header = self.store.header();
+        if let Some(operator) = &self.operator {
+            return Ok(Response::new(pb::MemberListResponse {
+                header: Some(header),
+                members: operator.members().await,
+            }));
+        }
         // Clients are not to find other members by themselves: whoever took their call in does.
         let member = pb::Member {
             id: header.member_id,

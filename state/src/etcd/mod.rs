@@ -3,22 +3,30 @@
 //! Which key space a call means is not in the call: whoever takes it in (the tunnel, an operators' port) puts an
 //! [`Access`] into the request's extensions. Without one every call is refused.
 
+mod health;
 mod kv;
 mod lease;
 mod maintenance;
+mod operator;
 mod watch;
 mod watches;
 
+pub use operator::{MoveRefused, Operator};
+
 use crate::pb;
 use crate::pb::{
-    cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
+    cluster_server::ClusterServer, health::health_server::HealthServer, kv_server::KvServer, lease_server::LeaseServer,
     maintenance_server::MaintenanceServer, watch_server::WatchServer,
 };
 use crate::store::{Access, Store};
 use hanse_runtime::clock::{SharedClock, SystemClock};
+use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tonic::service::{InterceptorLayer, Routes};
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use tonic::{Request, Status};
 
 /// Largest message that is taken in: etcd's largest request and its overhead of 512 KiB.
@@ -33,11 +41,15 @@ const MAX_STREAMS: u32 = 1 << 20;
 /// Window of a connection and of a stream: a list answer must not wait for round trips.
 const WINDOW: u32 = 4 << 20;
 
+/// For the TLS handshake of a client.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The service; one value serves all calls.
 #[derive(Clone)]
 pub(crate) struct Service {
     store: Arc<dyn Store>,
     clock: SharedClock,
+    operator: Option<Arc<dyn Operator>>,
 }
 
 impl Service {
@@ -80,7 +92,11 @@ pub fn routes(store: Arc<dyn Store>) -> Routes {
 
 /// The same by a clock of the caller's.
 pub fn routes_with(store: Arc<dyn Store>, clock: SharedClock) -> Routes {
-    let service = Service { store, clock };
+    all_routes(store, clock, None)
+}
+
+fn all_routes(store: Arc<dyn Store>, clock: SharedClock, operator: Option<Arc<dyn Operator>>) -> Routes {
+    let service = Service { store, clock, operator };
     macro_rules! server {
         ($server:ident) => {
             $server::new(service.clone())
@@ -93,7 +109,72 @@ pub fn routes_with(store: Arc<dyn Store>, clock: SharedClock) -> Routes {
         .add_service(server!(LeaseServer))
         .add_service(server!(MaintenanceServer))
         .add_service(server!(ClusterServer))
+        .add_service(server!(HealthServer))
         .prepare()
+}
+
+/// Certificates of a door, PEM.
+#[derive(Clone)]
+pub struct DoorTls {
+    /// Certificate chain of this server.
+    pub cert: String,
+    /// Its key.
+    pub key: String,
+    /// Authority of those who may call; none: callers need no certificate.
+    pub ca: Option<String>,
+}
+
+impl fmt::Debug for DoorTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DoorTls(..)")
+    }
+}
+
+/// A TCP address at which one key space is served to whoever may connect.
+#[derive(Debug)]
+pub struct Door {
+    /// Takes connections.
+    pub listener: TcpListener,
+    /// How they are protected; none: in the clear.
+    pub tls: Option<DoorTls>,
+    /// What is open to those who come in.
+    pub access: Access,
+    /// The cluster behind it, if they may see and change that.
+    pub operator: Option<Arc<dyn Operator>>,
+}
+
+impl Door {
+    /// Serves until `end` completes and the calls in flight, watches among them, have ended.
+    pub async fn serve(
+        self,
+        store: Arc<dyn Store>,
+        end: impl Future<Output = ()>,
+    ) -> Result<(), tonic::transport::Error> {
+        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let access = self.access;
+        let open = move |mut request: Request<()>| {
+            request.extensions_mut().insert(access.clone());
+            Ok(request)
+        };
+        let mut server = tonic::transport::Server::builder()
+            .max_concurrent_streams(MAX_STREAMS)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW);
+        if let Some(tls) = self.tls {
+            let mut config = ServerTlsConfig::new()
+                .identity(Identity::from_pem(tls.cert, tls.key))
+                .timeout(HANDSHAKE_TIMEOUT);
+            if let Some(ca) = tls.ca {
+                config = config.client_ca_root(Certificate::from_pem(ca));
+            }
+            server = server.tls_config(config)?;
+        }
+        server
+            .layer(InterceptorLayer::new(open))
+            .add_routes(all_routes(store, SystemClock::shared(), self.operator))
+            .serve_with_incoming_shutdown(incoming, end)
+            .await
+    }
 }
 
 /// Serves one key space in the clear on a listener, until `end` completes. For tests, measurements and a unix-like
@@ -104,17 +185,11 @@ pub async fn serve_plain(
     access: Access,
     end: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-    let open = move |mut request: Request<()>| {
-        request.extensions_mut().insert(access.clone());
-        Ok(request)
+    let door = Door {
+        listener,
+        tls: None,
+        access,
+        operator: None,
     };
-    tonic::transport::Server::builder()
-        .max_concurrent_streams(MAX_STREAMS)
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
-        .layer(InterceptorLayer::new(open))
-        .add_routes(routes(store))
-        .serve_with_incoming_shutdown(incoming, end)
-        .await
+    door.serve(store, end).await
 }

@@ -1,0 +1,475 @@
+//! The replicated store alone, as a stand-in for etcd: engine, consensus and the etcd API on TCP. `hanse store`.
+//!
+//! It serves one key space, without a prefix: the one that a management server keeps its objects in. See
+//! `docs/design/0007-hanse-store.md`.
+
+use crate::error::ServerError;
+use crate::files;
+use crate::node::VERSION;
+use async_trait::async_trait;
+use hanse_consensus::{Member, MemberStatus, Node, NodeConfig, NodeId, NodeParts, Settings, TlsPem, Trust};
+use hanse_runtime::clock::{SharedClock, SystemClock, timeout};
+use hanse_runtime::pki::sha256_hex;
+use hanse_runtime::rng::SystemRng;
+use hanse_runtime::shutdown::{Phase, Shutdown};
+use hanse_runtime::supervisor::{Supervisor, TaskKind, chain};
+use hanse_state::engine::{LogWriter, RocksEngine, RocksOptions, WriterOptions};
+use hanse_state::etcd::{Door, DoorTls, MoveRefused, Operator};
+use hanse_state::pb;
+use hanse_state::{Access, GroupId, Store, StoreError};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use hanse_state::etcd::VERSION as ETCD_VERSION;
+
+/// How long a member waits for a majority of the others. etcd waits for ever; so does this, for all that matters.
+const FORMING: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long each phase of the end may take.
+const PHASE_LIMIT: Duration = Duration::from_secs(5);
+/// What calls in flight get after watches were ended.
+const DRAIN: Duration = Duration::from_millis(500);
+/// How often revisions are looked at for compaction by count, and at least by time.
+const COMPACTION_TICK: Duration = Duration::from_secs(10);
+/// Revisions and their times that are remembered for compaction by time: one each tick, for a bit more than a week.
+const COMPACTION_MARKS: usize = 65_536;
+
+/// Files of one side's TLS.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Authority of those who call; none: callers need no certificate.
+    pub ca: Option<PathBuf>,
+}
+
+/// One address for clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientListen {
+    /// `host:port`.
+    pub address: String,
+    /// Whether it speaks TLS.
+    pub tls: bool,
+}
+
+/// How the other members are met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerTls {
+    /// http URLs.
+    Open,
+    /// https URLs: certificates of one authority, for the hosts in the URLs.
+    Files(TlsFiles),
+}
+
+/// What history is dropped without being asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compaction {
+    /// None.
+    #[default]
+    Off,
+    /// Revisions older than this.
+    Periodic(Duration),
+    /// All but so many revisions.
+    Revision(i64),
+}
+
+/// One member as `initial-cluster` has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StorePeer {
+    /// Name.
+    pub name: String,
+    /// `host:port` of its peer URL.
+    pub address: String,
+}
+
+/// What `hanse store` runs with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// This member's name.
+    pub name: String,
+    /// Where everything lies.
+    pub data_dir: PathBuf,
+    /// Tells clusters apart.
+    pub token: String,
+    /// All members, this one included.
+    pub members: Vec<StorePeer>,
+    /// `host:port` to listen on for members.
+    pub peer_listen: String,
+    /// How members meet.
+    pub peer_tls: PeerTls,
+    /// Addresses for clients.
+    pub clients: Vec<ClientListen>,
+    /// What members tell clients of this one.
+    pub advertise: Vec<String>,
+    /// For client addresses with TLS.
+    pub client_tls: Option<TlsFiles>,
+    /// How often the leader is heard of.
+    pub heartbeat: Duration,
+    /// Without the leader for so long there is an election.
+    pub election: Duration,
+    /// Log entries after which older ones are purged.
+    pub snapshot_every: u64,
+    /// Compaction by itself.
+    pub compaction: Compaction,
+}
+
+/// The cluster as the etcd API's operators see it.
+struct Members {
+    node: Node,
+    clock: SharedClock,
+    scheme: &'static str,
+    limit: Duration,
+    /// URLs for clients, as members told last: one that is down keeps its own.
+    urls: Mutex<BTreeMap<NodeId, Vec<String>>>,
+}
+
+impl fmt::Debug for Members {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Members")
+            .field("node", &self.node)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Operator for Members {
+    async fn members(&self) -> Vec<pb::Member> {
+        let statuses = self.node.cluster_status().await;
+        let mut urls = self.urls.lock().unwrap_or_else(PoisonError::into_inner);
+        for status in statuses.iter().filter(|status| !status.extra.is_empty()) {
+            let told = String::from_utf8_lossy(&status.extra)
+                .split(',')
+                .map(str::to_owned)
+                .collect();
+            urls.insert(status.id, told);
+        }
+        let member = |status: &MemberStatus| pb::Member {
+            id: status.id,
+            name: status.name.clone(),
+            peer_ur_ls: vec![format!("{}://{}", self.scheme, status.address)],
+            client_ur_ls: urls.get(&status.id).cloned().unwrap_or_default(),
+            is_learner: status.groups.iter().any(|group| group.role == "Learner"),
+        };
+        statuses.iter().map(member).collect()
+    }
+
+    async fn move_leader(&self, to: u64) -> Result<(), MoveRefused> {
+        let group = GroupId::COUNCIL;
+        let mut leadership = self.node.leadership(group).ok_or(MoveRefused::NotLeader)?;
+        if !leadership.borrow().here {
+            return Err(MoveRefused::NotLeader);
+        }
+        if !self.node.members().contains_key(&to) {
+            return Err(MoveRefused::BadTransferee);
+        }
+        if to == self.node.id() {
+            return Ok(());
+        }
+        if let Err(error) = self.node.transfer_leadership(group, to).await {
+            tracing::warn!(error = chain(&error), "leadership could not be handed over");
+            return Err(MoveRefused::Timeout);
+        }
+        let taken = leadership.wait_for(|now| now.leader == Some(to));
+        match timeout(self.clock.as_ref(), self.limit, taken).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(MoveRefused::Timeout),
+        }
+    }
+}
+
+/// Id of a member: from what never changes of it, so that all members find the same one.
+pub fn member_id(token: &str, peer: &StorePeer) -> NodeId {
+    let hash = sha256_hex(format!("{token}\n{}\n{}", peer.name, peer.address).as_bytes());
+    // Zero is no id in etcd's API; one in 2^64 tokens is moved by one.
+    u64::from_str_radix(&hash[..16], 16).map_or(1, |id| id.max(1))
+}
+
+impl StoreConfig {
+    fn node_config(&self) -> Result<NodeConfig, ServerError> {
+        let members: BTreeMap<NodeId, Member> = self
+            .members
+            .iter()
+            .map(|peer| {
+                let member = Member {
+                    name: peer.name.clone(),
+                    address: peer.address.clone(),
+                };
+                (member_id(&self.token, peer), member)
+            })
+            .collect();
+        let me = members.iter().find(|(_, member)| member.name == self.name);
+        let id = me.map(|(id, _)| *id).unwrap_or_default();
+        let (trust, tls) = match &self.peer_tls {
+            PeerTls::Open => (Trust::Open, None),
+            PeerTls::Files(files) => (Trust::Hosts, Some(files)),
+        };
+        let read = |what, path: &PathBuf| files::read_public(what, path);
+        let tls = match tls {
+            None => TlsPem {
+                ca: String::new(),
+                cert: String::new(),
+                key: String::new(),
+            },
+            Some(files) => TlsPem {
+                ca: files
+                    .ca
+                    .as_ref()
+                    .map_or(Ok(String::new()), |ca| read("the peers' authority", ca))?,
+                cert: read("the peer certificate", &files.cert)?,
+                key: read("the peer key", &files.key)?,
+            },
+        };
+        Ok(NodeConfig {
+            id,
+            name: self.name.clone(),
+            listen: self.peer_listen.clone(),
+            data_dir: self.data_dir.join("raft"),
+            tls,
+            members,
+            addresses: BTreeMap::new(),
+            settings: self.settings(trust),
+            version: VERSION.to_owned(),
+        })
+    }
+
+    /// A member without a leader stands for election after `election_max` and a random time between the two: together once to
+    /// one and a third times etcd's timeout, whose own range is once to twice.
+    fn settings(&self, trust: Trust) -> Settings {
+        Settings {
+            heartbeat: self.heartbeat,
+            election_min: self.election / 3,
+            election_max: self.election * 2 / 3,
+            append_timeout: self.election.max(Settings::default().append_timeout),
+            snapshot_every: self.snapshot_every,
+            keep_entries: self.snapshot_every,
+            trust,
+            ..Settings::default()
+        }
+    }
+
+    fn client_tls(&self) -> Result<Option<DoorTls>, ServerError> {
+        let Some(files) = &self.client_tls else { return Ok(None) };
+        Ok(Some(DoorTls {
+            cert: files::read_public("the certificate for clients", &files.cert)?,
+            key: files::read_public("the key for clients", &files.key)?,
+            ca: match &files.ca {
+                Some(ca) => Some(files::read_public("the authority of clients", ca)?),
+                None => None,
+            },
+        }))
+    }
+}
+
+async fn bind(address: &str, what: &str, key: &str) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address).await.map_err(|source| {
+        let fault =
+            format!("cannot listen on {address} for {what} (flag {key}): {source}; is another program using it?");
+        ServerError::part("listening", fault)
+    })
+}
+
+/// Runs a member until SIGTERM, SIGINT or a fault.
+pub async fn run_store(config: StoreConfig) -> Result<(), ServerError> {
+    let supervisor = Supervisor::new(Shutdown::new());
+    let clock = SystemClock::shared();
+    let _lock = files::lock_data_dir(&config.data_dir)?;
+    files::check_free_space(&config.data_dir)?;
+    let tls = config.client_tls()?;
+    let mut doors = Vec::new();
+    for listen in &config.clients {
+        doors.push(Door {
+            listener: bind(&listen.address, "clients", "--listen-client-urls").await?,
+            tls: tls.clone().filter(|_| listen.tls),
+            access: Access::registry(),
+            operator: None,
+        });
+    }
+    let peer_listener = bind(&config.peer_listen, "members", "--listen-peer-urls").await?;
+    let fault = |error| ServerError::part("the store", error);
+    let engine = RocksEngine::open(&config.data_dir.join("store"), &RocksOptions::default()).map_err(fault)?;
+    let parts = NodeParts {
+        writer: LogWriter::start(Arc::new(engine), WriterOptions::default()).map_err(fault)?,
+        supervisor: supervisor.clone(),
+        clock: Arc::clone(&clock),
+        rng: SystemRng::shared(),
+        listener: Some(peer_listener),
+    };
+    let node = Node::start(config.node_config()?, parts)
+        .await
+        .map_err(|error| ServerError::part("consensus", error))?;
+    let shutdown = supervisor.shutdown_token();
+    let outcome = tokio::select! {
+        outcome = serve(&config, &node, &supervisor, &clock, doors) => outcome,
+        ended = wait_for_the_end(&shutdown) => ended,
+    };
+    supervisor.shut_down(PHASE_LIMIT).await;
+    tracing::info!("stopped");
+    outcome?;
+    supervisor
+        .failure()
+        .map_or(Ok(()), |failure| Err(ServerError::Task(failure)))
+}
+
+/// Becomes part of the cluster, opens the doors, and never comes back by itself.
+async fn serve(
+    config: &StoreConfig,
+    node: &Node,
+    supervisor: &Supervisor,
+    clock: &SharedClock,
+    doors: Vec<Door>,
+) -> Result<(), ServerError> {
+    let fault = |error| ServerError::part("the cluster", error);
+    node.initialize(FORMING).await.map_err(fault)?;
+    node.wait_for_leaders(FORMING).await.map_err(fault)?;
+    let advertise = config.advertise.join(",").into_bytes();
+    node.tell(move || advertise.clone());
+    let operator = Arc::new(Members {
+        node: node.clone(),
+        clock: Arc::clone(clock),
+        scheme: match config.peer_tls {
+            PeerTls::Open => "http",
+            PeerTls::Files(_) => "https",
+        },
+        limit: config.election * 5,
+        urls: Mutex::default(),
+    });
+    let shutdown = supervisor.shutdown_token();
+    for mut door in doors {
+        door.operator = Some(Arc::clone(&operator) as _);
+        let (refuse, drain) = (shutdown.phase(Phase::Refuse), shutdown.phase(Phase::Drain));
+        let address = door.listener.local_addr().map(|address| address.to_string());
+        let (clock, store) = (Arc::clone(clock), node.council());
+        supervisor.spawn(TaskKind::Controller, "client door", async move {
+            let cut = async {
+                drain.cancelled().await;
+                clock.sleep(DRAIN).await;
+            };
+            tokio::select! {
+                served = door.serve(store, async move { refuse.cancelled().await }) => Ok(served?),
+                () = cut => Ok(()),
+            }
+        });
+        tracing::info!(address = address.unwrap_or_default(), "ready to serve client requests");
+    }
+    compact_for_ever(config.compaction, node, clock).await;
+    Ok(())
+}
+
+/// The leader drops history by the policy.
+async fn compact_for_ever(policy: Compaction, node: &Node, clock: &SharedClock) {
+    let store = node.council();
+    let leadership = node.leadership(GroupId::COUNCIL);
+    let mut marks = Marks::default();
+    loop {
+        clock.sleep(COMPACTION_TICK).await;
+        marks.note(clock.mono(), store.revision());
+        let leads = leadership.as_ref().is_some_and(|leadership| leadership.borrow().here);
+        let Some(revision) = marks.due(policy, clock.mono(), store.revision()) else {
+            continue;
+        };
+        if !leads {
+            continue;
+        }
+        match store.compact(&Access::registry(), revision).await {
+            Ok(_) => tracing::info!(revision, "compacted by policy"),
+            Err(StoreError::Compacted { .. }) => {}
+            Err(error) => tracing::warn!(
+                revision,
+                error = chain(&error),
+                "compaction by policy failed; it is tried again"
+            ),
+        }
+    }
+}
+
+/// Which revision was current when.
+#[derive(Debug, Default)]
+struct Marks {
+    seen: std::collections::VecDeque<(Duration, i64)>,
+    done: i64,
+}
+
+impl Marks {
+    fn note(&mut self, now: Duration, revision: i64) {
+        if self.seen.back().is_none_or(|(_, last)| *last != revision) {
+            self.seen.push_back((now, revision));
+        }
+        if self.seen.len() > COMPACTION_MARKS {
+            self.seen.pop_front();
+        }
+    }
+
+    /// The revision to compact at, once.
+    fn due(&mut self, policy: Compaction, now: Duration, current: i64) -> Option<i64> {
+        let target = match policy {
+            Compaction::Off => return None,
+            Compaction::Revision(keep) => current - keep,
+            Compaction::Periodic(age) => {
+                let mut target = 0;
+                while let Some((at, revision)) = self.seen.front().copied()
+                    && now.saturating_sub(at) >= age
+                {
+                    target = revision;
+                    self.seen.pop_front();
+                }
+                target
+            }
+        };
+        if target <= self.done || target <= 0 {
+            return None;
+        }
+        self.done = target;
+        Some(target)
+    }
+}
+
+async fn wait_for_the_end(shutdown: &Shutdown) -> Result<(), ServerError> {
+    let fault = |error| ServerError::part("signal handling", error);
+    let mut term = signal(SignalKind::terminate()).map_err(fault)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(fault)?;
+    tokio::select! {
+        _ = term.recv() => tracing::info!("SIGTERM: stopping"),
+        _ = int.recv() => tracing::info!("SIGINT: stopping"),
+        () = shutdown.cancelled() => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_is_dropped_once_by_age_or_count() {
+        let mut marks = Marks::default();
+        let at = Duration::from_secs;
+        marks.note(at(0), 5);
+        marks.note(at(10), 9);
+        let hour = Compaction::Periodic(at(3600));
+        assert_eq!(marks.due(hour, at(3599), 9), None);
+        assert_eq!(marks.due(hour, at(3600), 9), Some(5));
+        assert_eq!(marks.due(hour, at(3605), 9), None);
+        assert_eq!(marks.due(hour, at(3610), 9), Some(9));
+        let mut marks = Marks::default();
+        assert_eq!(marks.due(Compaction::Revision(100), at(1), 90), None);
+        assert_eq!(marks.due(Compaction::Revision(100), at(1), 150), Some(50));
+        assert_eq!(marks.due(Compaction::Revision(100), at(2), 150), None);
+        assert_eq!(marks.due(Compaction::Off, at(2), 150), None);
+    }
+
+    #[test]
+    fn a_member_has_one_id_and_clusters_do_not_share_any() {
+        let peer = StorePeer {
+            name: "a".into(),
+            address: "127.0.0.1:2380".into(),
+        };
+        assert_eq!(member_id("t", &peer), member_id("t", &peer));
+        assert_ne!(member_id("t", &peer), member_id("u", &peer));
+    }
+}
