@@ -12,6 +12,7 @@ mod attacks;
 mod fields;
 mod kubectl;
 mod objects;
+mod oracle;
 mod streams;
 mod upgrades;
 mod watches;

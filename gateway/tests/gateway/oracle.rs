@@ -1,0 +1,335 @@
+//! The same requests to this gateway and to a real kube-apiserver that serves the same kind as a custom resource: answers
+//! must be equal but for uids, times and revisions. Left out where there is no kube-apiserver.
+
+use crate::kubectl::tool;
+use crate::world::{Answer, Client, PATIENCE, World};
+use hanse_runtime::clock::SystemClock;
+use hanse_runtime::pki::LeafSpec;
+use hanse_tunnel::testing::TestPki;
+use serde_json::{Value, json};
+use std::net::{SocketAddr, TcpListener};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use tokio::process::{Child, Command};
+
+const PROJECTS: &str = "/apis/management.loft.sh/v1/projects";
+const MERGE: &str = "application/merge-patch+json";
+const APPLY: &str = "application/apply-patch+yaml";
+const JSON: &str = "application/json";
+
+/// A kube-apiserver on an etcd of its own; both end with the test.
+struct Oracle {
+    client: Client,
+    _children: Vec<Child>,
+    home: tempfile::TempDir,
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+impl Oracle {
+    async fn start(schema: Value) -> Option<Self> {
+        let (Some(etcd), Some(server)) = (tool("etcd"), tool("kube-apiserver")) else {
+            eprintln!("left out: there is no kube-apiserver (HANSE_KUBE_TOOLS, the cache of the kube tools, PATH)");
+            return None;
+        };
+        let home = tempfile::tempdir().unwrap();
+        let now = SystemClock::shared().wall();
+        let pki = TestPki::new(now).unwrap();
+        let spec = LeafSpec {
+            ips: vec!["127.0.0.1".parse().unwrap()],
+            server: true,
+            days: 1,
+            ..Default::default()
+        };
+        let leaf = pki.authority().issue(&spec, now).unwrap();
+        let file = |name: &str, text: &str| {
+            let path = home.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let (cert, key) = (file("tls.crt", &leaf.cert), file("tls.key", &leaf.key));
+        let tokens = file("tokens", "oracle,admin,admin,system:masters\n");
+        let (store, peer, port) = (free_port(), free_port(), free_port());
+        let (store, peer) = (format!("http://127.0.0.1:{store}"), format!("http://127.0.0.1:{peer}"));
+        let run = |binary: &std::path::Path, log: &str, args: &[String]| {
+            let log = std::fs::File::create(home.path().join(log)).unwrap();
+            let mut command = Command::new(binary);
+            command.args(args).stdin(Stdio::null()).stdout(log.try_clone().unwrap());
+            command.stderr(log).kill_on_drop(true).spawn().unwrap()
+        };
+        let store_args = [
+            format!("--data-dir={}", home.path().join("etcd").display()),
+            format!("--listen-client-urls={store}"),
+            format!("--advertise-client-urls={store}"),
+            format!("--listen-peer-urls={peer}"),
+            format!("--initial-advertise-peer-urls={peer}"),
+            format!("--initial-cluster=default={peer}"),
+            "--unsafe-no-fsync".to_owned(),
+        ];
+        let server_args = [
+            format!("--etcd-servers={store}"),
+            "--bind-address=127.0.0.1".to_owned(),
+            format!("--secure-port={port}"),
+            format!("--tls-cert-file={cert}"),
+            format!("--tls-private-key-file={key}"),
+            format!("--token-auth-file={tokens}"),
+            "--authorization-mode=AlwaysAllow".to_owned(),
+            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+            format!("--service-account-key-file={cert}"),
+            format!("--service-account-signing-key-file={key}"),
+            "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+            "--endpoint-reconciler-type=none".to_owned(),
+        ];
+        let children = vec![
+            run(&etcd, "etcd.log", &store_args),
+            run(&server, "apiserver.log", &server_args),
+        ];
+        let addr: SocketAddr = ([127, 0, 0, 1], port).into();
+        let client = Client::new(addr, pki.authority().cert_pem().to_owned(), Some("oracle".into()));
+        let oracle = Self {
+            client,
+            _children: children,
+            home,
+        };
+        oracle.serve(addr, schema).await;
+        Some(oracle)
+    }
+
+    /// Defines the kind and waits until it is served.
+    async fn serve(&self, addr: SocketAddr, schema: Value) {
+        let started = Instant::now();
+        let pause = || async {
+            let log = || std::fs::read_to_string(self.home.path().join("apiserver.log")).unwrap_or_default();
+            assert!(
+                started.elapsed() < PATIENCE * 3,
+                "kube-apiserver serves in time: {}",
+                log()
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        while tokio::net::TcpStream::connect(addr).await.is_err() {
+            pause().await;
+        }
+        // While it starts it breaks connections off, which ends the task of that try.
+        let ready = || {
+            let client = self.client.clone();
+            tokio::spawn(async move { client.get("/readyz").await.code == 200 })
+        };
+        while !ready().await.is_ok_and(|ready| ready) {
+            pause().await;
+        }
+        let kind = json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": { "name": "projects.management.loft.sh" },
+            "spec": {
+                "group": "management.loft.sh", "scope": "Cluster",
+                "names": { "plural": "projects", "singular": "project", "kind": "Project", "listKind": "ProjectList" },
+                "versions": [{ "name": "v1", "served": true, "storage": true, "subresources": { "status": {} },
+                               "schema": { "openAPIV3Schema": schema } }],
+            },
+        });
+        let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+        self.client.post(path, &kind).await.good();
+        while self.client.get(PROJECTS).await.code != 200 {
+            pause().await;
+        }
+    }
+}
+
+/// The schema that this gateway publishes, as a custom resource wants it.
+async fn schema_of(client: &Client) -> Value {
+    let path = "/kubernetes/management/openapi/v3/apis/management.loft.sh/v1";
+    let document = client.get(path).await.good();
+    let mut schema = document["components"]["schemas"]["sh.loft.management.v1.Project"].clone();
+    schema["properties"]["metadata"] = json!({ "type": "object" });
+    schema
+        .as_object_mut()
+        .unwrap()
+        .remove("x-kubernetes-group-version-kind");
+    schema
+}
+
+/// What both must agree in.
+fn normal(answer: &Answer) -> Value {
+    let mut body = answer.json();
+    strip(&mut body);
+    let mut warnings: Vec<&str> = answer
+        .headers
+        .get_all("warning")
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .collect();
+    warnings.sort_unstable();
+    json!({ "code": answer.code.as_u16(), "body": body, "warnings": warnings })
+}
+
+fn strip(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for key in ["uid", "resourceVersion", "creationTimestamp", "time"] {
+                map.remove(key);
+            }
+            // Lists of custom resources say that they do not go on, others leave it out.
+            map.retain(|key, value| key != "continue" || value != "");
+            map.values_mut().for_each(strip);
+            // Ordered by seconds, which fall differently.
+            if let Some(entries) = map.get_mut("managedFields").and_then(Value::as_array_mut) {
+                entries.sort_by_key(|e| format!("{} {} {}", e["operation"], e["manager"], e["subresource"]));
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(strip),
+        // An object that is quoted in a message has its own uid and revision.
+        Value::String(text) => {
+            if let (Some(from), Some(to)) = (text.find("\"{"), text.rfind("}\"")) {
+                text.replace_range(from..to, "");
+            }
+        }
+        _ => {}
+    }
+}
+
+struct Pair {
+    ours: Client,
+    oracle: Oracle,
+}
+
+impl Pair {
+    async fn new(world: &World) -> Option<Self> {
+        let ours = world.admin();
+        let oracle = Oracle::start(schema_of(&ours).await).await?;
+        Some(Self { ours, oracle })
+    }
+
+    /// Sends to both and compares; gives the code.
+    async fn same(&self, method: &str, rest: &str, media: &str, body: &Value) -> u16 {
+        let headers = [("content-type", media)];
+        let text = if body.is_string() {
+            body.as_str().unwrap().to_owned()
+        } else {
+            body.to_string()
+        };
+        let path = format!("{PROJECTS}{rest}");
+        let ours = format!("/kubernetes/management{path}");
+        let ours = self
+            .ours
+            .send(self.ours.request(method, &ours, &headers, text.clone()))
+            .await;
+        let theirs = &self.oracle.client;
+        let theirs = theirs.send(theirs.request(method, &path, &headers, text)).await;
+        let (have, want) = (normal(&ours), normal(&theirs));
+        assert_eq!(have, want, "{method} {rest} {body}\nours: {have:#}\ntheirs: {want:#}");
+        ours.code.as_u16()
+    }
+
+    async fn apply(&self, name: &str, options: &str, metadata: Value, spec: Value) -> u16 {
+        let mut metadata = metadata;
+        metadata["name"] = name.into();
+        let body =
+            json!({ "apiVersion": "management.loft.sh/v1", "kind": "Project", "metadata": metadata, "spec": spec });
+        self.same("PATCH", &format!("/{name}?{options}"), APPLY, &body).await
+    }
+}
+
+fn project(name: &str, spec: Value) -> Value {
+    json!({ "apiVersion": "management.loft.sh/v1", "kind": "Project", "metadata": { "name": name }, "spec": spec })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_side_apply_does_what_kubernetes_does() {
+    let world = World::start().await;
+    let Some(pair) = Pair::new(&world).await else { return };
+    let clusters = json!([{ "name": "*" }]);
+    let red = project("red", json!({ "displayName": "Red", "allowedClusters": clusters }));
+    assert_eq!(pair.same("POST", "?fieldManager=maker", JSON, &red).await, 201);
+    let labels = json!({ "labels": { "a": "1", "b": "2" } });
+    // A conflict with who made it, one more, and force.
+    let spec = json!({ "displayName": "Ann", "allowedClusters": [{ "name": "eu" }] });
+    assert_eq!(
+        pair.apply("red", "fieldManager=ann", labels.clone(), spec.clone())
+            .await,
+        409
+    );
+    let one = json!({ "displayName": "Ann" });
+    assert_eq!(
+        pair.apply("red", "fieldManager=ann", labels.clone(), one.clone()).await,
+        409
+    );
+    assert_eq!(
+        pair.apply("red", "fieldManager=ann&force=true", labels.clone(), one.clone())
+            .await,
+        200
+    );
+    assert_eq!(
+        pair.apply("red", "fieldManager=ann", labels.clone(), one.clone()).await,
+        200
+    );
+    // Shared by a second manager, then left out by the first.
+    let shared = json!({ "labels": { "b": "2", "c": "3" } });
+    assert_eq!(
+        pair.apply("red", "fieldManager=bob", shared, json!({ "description": { "x": 1 } }))
+            .await,
+        200
+    );
+    assert_eq!(pair.apply("red", "fieldManager=ann", json!({}), one.clone()).await, 200);
+    // Plain writes take what they change, and give nothing back.
+    let patch = json!({ "metadata": { "annotations": { "n": "1" } }, "spec": { "displayName": "Ed" } });
+    assert_eq!(pair.same("PATCH", "/red?fieldManager=ed", MERGE, &patch).await, 200);
+    assert_eq!(pair.same("PATCH", "/red?fieldManager=ed", MERGE, &patch).await, 200);
+    assert_eq!(pair.apply("red", "fieldManager=ann", json!({}), one.clone()).await, 409);
+    assert_eq!(pair.apply("red", "fieldManager=bob", json!({}), json!({})).await, 200);
+    // What is made by an apply, and what it may not say.
+    assert_eq!(
+        pair.apply("blue", "fieldManager=ann&dryRun=All", labels.clone(), one.clone())
+            .await,
+        201
+    );
+    assert_eq!(pair.apply("blue", "fieldManager=ann", labels, one.clone()).await, 201);
+    assert_eq!(pair.apply("blue", "", json!({}), one.clone()).await, 422);
+    assert_eq!(pair.same("PATCH", "/blue?force=true", MERGE, &patch).await, 422);
+    // Lists whose items have keys, through the status.
+    let ready = |status: &str, kind: &str| json!({ "type": kind, "status": status, "reason": "R", "message": "m" });
+    let status = |conditions: Value| {
+        let mut body = project("red", json!({ "displayName": "ignored" }));
+        body["status"] = json!({ "conditions": conditions });
+        body
+    };
+    let path = "/red/status?fieldManager=ctl";
+    assert_eq!(
+        pair.same("PATCH", path, APPLY, &status(json!([ready("True", "Ready")])))
+            .await,
+        200
+    );
+    let other = "/red/status?fieldManager=other";
+    let two = json!([ready("False", "Ready"), ready("True", "Synced")]);
+    assert_eq!(pair.same("PATCH", other, APPLY, &status(two)).await, 409);
+    let synced = json!([ready("True", "Synced")]);
+    assert_eq!(pair.same("PATCH", other, APPLY, &status(synced)).await, 200);
+    assert_eq!(pair.same("PATCH", path, APPLY, &status(json!([]))).await, 200);
+    // Forgotten managers, and the first apply after that.
+    let reset = json!({ "metadata": { "managedFields": [{}] } });
+    assert_eq!(pair.same("PATCH", "/red", MERGE, &reset).await, 200);
+    assert_eq!(pair.apply("red", "fieldManager=ann", json!({}), one).await, 409);
+    assert_eq!(pair.same("GET", "/red", JSON, &json!("")).await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fields_are_validated_as_kubernetes_does() {
+    let world = World::start().await;
+    let Some(pair) = Pair::new(&world).await else { return };
+    let odd = json!(
+        r#"{"apiVersion":"management.loft.sh/v1","kind":"Project","metadata":{"name":"odd","nmae":"x"},
+            "spec":{"displayName":"a","displayName":"b","descriptn":"x","allowedClusters":[{"name":"a","nme":"b"}]}}"#
+    );
+    let strict = "?fieldManager=m&fieldValidation=Strict";
+    assert_eq!(pair.same("POST", strict, JSON, &odd).await, 400);
+    let plain = project("plain", json!({ "displayName": "x" }));
+    assert_eq!(pair.same("POST", strict, JSON, &plain).await, 201);
+    let patch = json!({ "spec": { "unheardOf": 1 } });
+    let refused = pair.same("PATCH", &format!("/plain{strict}"), MERGE, &patch).await;
+    assert_eq!(refused, 422);
+    let gone = "?labelSelector=none%3Dsuch";
+    assert_eq!(pair.same("DELETE", gone, JSON, &json!("")).await, 200);
+}
