@@ -161,7 +161,14 @@ impl Node {
                 stopped,
             }),
         };
-        let (watched, drain) = (node.clone(), shutdown.phase(Phase::Drain));
+        node.end_with(&supervisor);
+        Ok(node)
+    }
+
+    /// Ends watches, then Raft, when the supervisor's shutdown comes to them.
+    fn end_with(&self, supervisor: &Supervisor) {
+        let shutdown = supervisor.shutdown_token();
+        let (watched, drain) = (self.clone(), shutdown.phase(Phase::Drain));
         supervisor.spawn(TaskKind::Request, "end of watches", async move {
             drain.cancelled().await;
             for group in watched.inner.groups.values() {
@@ -169,12 +176,11 @@ impl Node {
             }
             Ok(())
         });
-        let (leaving, stop) = (node.clone(), shutdown.phase(Phase::Consensus));
+        let (leaving, stop) = (self.clone(), shutdown.phase(Phase::Consensus));
         supervisor.spawn(TaskKind::Consensus, "raft", async move {
             stop.cancelled().await;
             Ok(leaving.shutdown().await?)
         });
-        Ok(node)
     }
 
     /// This server's id.
