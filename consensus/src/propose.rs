@@ -28,6 +28,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(25);
 /// then reads here finds his write.
 const APPLY_LAG: Duration = Duration::from_secs(1);
 
+/// How long a forwarded write that was seen applied here waits for the leader's answer, which then has nothing to add.
+const REPLY_LAG: Duration = Duration::from_millis(250);
+
 /// What became of one try.
 #[derive(Debug)]
 enum Attempt {
@@ -128,10 +131,16 @@ impl Group {
             term: leader.term,
             proposal: Some(codec::proposal_to_pb(proposal)),
         };
+        let mut call = std::pin::pin!(timeout(self.clock().as_ref(), left, client.propose(request)));
         let reply = tokio::select! {
             biased;
-            outcome = waiter.outcome() => return outcome.map_or(Attempt::Stopped, Attempt::Done),
-            reply = timeout(self.clock().as_ref(), left, client.propose(request)) => reply,
+            reply = &mut call => reply,
+            outcome = waiter.outcome() => {
+                // The answer is on its way. Dropping the call would reset its stream, and after a thousand resets that cross
+                // their answers HTTP/2 gives the connection up, with all other writes on it.
+                let _late = timeout(self.clock().as_ref(), REPLY_LAG, call).await.is_ok();
+                return outcome.map_or(Attempt::Stopped, Attempt::Done);
+            }
         };
         use pb::propose_reply::Result as R;
         match reply {
