@@ -1,7 +1,7 @@
 //! Delete. An object with finalizers is marked and stays until they are gone.
 
 use super::backend::{Backend, failed};
-use super::list::{collect, read};
+use super::list::{Scope, collect, read};
 use super::options::{ListOptions, resource_version};
 use super::{Call, conflict, object};
 use crate::answer;
@@ -43,7 +43,11 @@ pub(crate) async fn collection(backend: &Backend, call: &Call<'_>, body: &[u8]) 
     let options = options(call, body)?;
     let shaper = call.shaper()?;
     let wanted = ListOptions::read(call.query, false)?;
-    let listed = collect(backend, call.kind, call.namespace_filter(), &wanted, call.caller()).await?;
+    let scope = Scope {
+        namespace: call.namespace_filter(),
+        own_only: false,
+    };
+    let listed = collect(backend, call.kind, scope, &wanted, call.caller()).await?;
     for item in &listed.items {
         let info = RequestInfo {
             namespace: object::meta_text(item, "namespace").to_owned(),

@@ -5,8 +5,10 @@ use super::options::{ListOptions, Token, Version};
 use super::table::ListMeta;
 use super::{Call, no_such};
 use crate::answer;
+use crate::authz::RoleCache;
 use crate::body::Response;
 use crate::kinds::{Caller, Kind};
+use hanse_api::access::{Action, Principal, Target, decide};
 use hanse_api::status::{Reason, Status};
 use hanse_state::objects::{Page, Stored};
 use http::StatusCode;
@@ -57,24 +59,60 @@ pub(crate) async fn read(backend: &Backend, call: &Call<'_>) -> Result<(Stored, 
 pub(crate) async fn list(backend: &Backend, call: &Call<'_>) -> Result<Response, Box<Status>> {
     let shaper = call.shaper()?;
     let options = ListOptions::read(call.query, false)?;
-    let listed = collect(backend, call.kind, call.namespace_filter(), &options, call.caller()).await?;
+    let scope = Scope {
+        namespace: call.namespace_filter(),
+        own_only: call.own_only,
+    };
+    let listed = collect(backend, call.kind, scope, &options, call.caller()).await?;
     Ok(answer::json(
         StatusCode::OK,
         &shaper.list(listed.items, &listed.meta, backend.clock.wall()),
     ))
 }
 
+/// Which part of a collection is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Scope<'a> {
+    /// One namespace, or all.
+    pub(crate) namespace: Option<&'a str>,
+    /// Whether what the caller may not get is left out.
+    pub(crate) own_only: bool,
+}
+
+/// Whether the caller may get one object: the same decision as for a request for it.
+async fn may_get(kind: &dyn Kind, principal: &Principal, roles: &mut RoleCache<'_>, stored: &Stored) -> bool {
+    let Some(project) = kind.project(&stored.namespace, &stored.name) else {
+        return false;
+    };
+    let names = kind.names();
+    let target = Target::Resource {
+        group: names.group,
+        resource: names.plural,
+        subresource: None,
+        namespace: Some(stored.namespace.as_str()).filter(|n| !n.is_empty()),
+        name: Some(&stored.name),
+    };
+    decide(
+        principal,
+        &Action { verb: "get" },
+        &target,
+        &roles.of_project(project).await,
+    )
+    .allowed
+}
+
 /// Reads a collection by the rules of `resourceVersion`, `limit` and `continue`.
 pub(crate) async fn collect(
     backend: &Backend,
     kind: &'static dyn Kind,
-    namespace: Option<&str>,
+    scope: Scope<'_>,
     options: &ListOptions,
     caller: Caller<'_>,
 ) -> Result<Listed, Box<Status>> {
     let mut page = first_page(backend, options).await?;
     let limit = usize::try_from(options.limit).unwrap_or(usize::MAX);
-    let all = options.selector.is_everything();
+    let all = options.selector.is_everything() && !scope.own_only;
+    let mut roles = RoleCache::new(backend, caller.principal);
     page.limit = if options.limit > 0 && all {
         options.limit
     } else {
@@ -85,12 +123,15 @@ pub(crate) async fn collect(
     'pages: loop {
         let list = backend
             .objects
-            .list(kind.stored_as(), namespace, page.clone())
+            .list(kind.stored_as(), scope.namespace, page.clone())
             .await
             .map_err(|e| gone(options, failed(&e)))?;
         meta.revision = list.revision;
         page.revision = list.revision;
         for (at, stored) in list.items.iter().enumerate() {
+            if scope.own_only && !may_get(kind, caller.principal, &mut roles, stored).await {
+                continue;
+            }
             let value = kind.present(Backend::parse(stored)?);
             if !options.selector.matches(&value) {
                 continue;

@@ -66,6 +66,8 @@ pub(crate) struct Call<'a> {
     pub(crate) principal: &'a Principal,
     pub(crate) dry_run: bool,
     pub(crate) validation: Validation,
+    /// Whether a list shows only what the caller may get by himself.
+    pub(crate) own_only: bool,
 }
 
 impl Call<'_> {
@@ -150,7 +152,13 @@ async fn resource(
     if misplaced || nowhere {
         return Err(unknown());
     }
-    authz::authorize(backend, request.principal, &[info.verb.as_str()], &target(info)).await?;
+    let may = authz::authorize(backend, request.principal, &[info.verb.as_str()], &target(info)).await;
+    let own_only = match may {
+        Ok(()) => false,
+        // Whoever may not see all sees what is his.
+        Err(status) if status.reason == Reason::Forbidden && shows_a_part(kind, info) => true,
+        Err(status) => return Err(status),
+    };
     let status = info.subresource == "status" && kind.has_status();
     if !info.subresource.is_empty() && !status {
         return Err(unknown());
@@ -168,6 +176,7 @@ async fn resource(
         principal: request.principal,
         dry_run: dry_run(request.query)?,
         validation: Validation::read(request.query)?,
+        own_only,
     };
     let read = body::read(request.headers, request.body, request.body_limit);
     match info.verb.as_str() {
@@ -181,6 +190,12 @@ async fn resource(
         "deletecollection" => delete::collection(backend, &call, &read.await?).await,
         _ => Err(not_allowed()),
     }
+}
+
+/// Whether a request is for a list over all projects of a kind whose objects belong to projects.
+fn shows_a_part(kind: &dyn Kind, info: &RequestInfo) -> bool {
+    let everywhere = info.namespace.is_empty() && info.name.is_empty() && info.subresource.is_empty();
+    info.verb == "list" && everywhere && kind.project("p-x", "x").is_some()
 }
 
 /// What a request is about, for the authorizer.

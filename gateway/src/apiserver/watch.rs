@@ -3,7 +3,7 @@
 
 use super::Call;
 use super::backend::{Backend, expired, failed};
-use super::list::collect;
+use super::list::{Scope, collect};
 use super::options::{ListOptions, Version};
 use super::selector::Selector;
 use super::table::Shaper;
@@ -134,7 +134,10 @@ impl Watcher {
         let listed = collect(
             &self.backend,
             self.shaper.kind,
-            self.namespace.as_deref(),
+            Scope {
+                namespace: self.namespace.as_deref(),
+                own_only: false,
+            },
             &options,
             caller,
         )

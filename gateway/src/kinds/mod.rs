@@ -150,6 +150,11 @@ pub(crate) trait Kind: Send + Sync + 'static {
         })
     }
 
+    /// The project that a stored object is part of, for kinds of which a caller may see a part.
+    fn project<'a>(&self, _namespace: &'a str, _name: &'a str) -> Option<&'a str> {
+        None
+    }
+
     /// What clients see of a stored object.
     fn present(&self, object: Value) -> Value {
         object

@@ -55,6 +55,10 @@ impl Kind for Projects {
         ]
     }
 
+    fn project<'a>(&self, _namespace: &'a str, name: &'a str) -> Option<&'a str> {
+        Some(name)
+    }
+
     fn schemas(&self) -> Parts {
         Parts::of::<hanse_api::resources::ProjectSpec, hanse_api::resources::ProjectStatus>()
     }

@@ -34,6 +34,10 @@ impl Kind for VirtualClusterInstances {
         &[]
     }
 
+    fn project<'a>(&self, namespace: &'a str, _name: &'a str) -> Option<&'a str> {
+        project_of_namespace(namespace)
+    }
+
     fn schemas(&self) -> Parts {
         Parts::of::<hanse_api::resources::VciSpec, hanse_api::resources::VciStatus>()
     }

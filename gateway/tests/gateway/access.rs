@@ -108,11 +108,44 @@ async fn keys_and_users_end_at_once() {
     bob.post(&selves, &json!({})).await.fails(401);
 }
 
+/// Bob administers `default` only.
+async fn lists_show_what_is_his(world: &World) {
+    let (bob, admin) = (world.bob(), world.admin());
+    for name in ["aaa", "other", "zzz"] {
+        let body = json!({ "metadata": { "name": name } });
+        admin.post(&format!("{API}/projects"), &body).await.good();
+        let path = format!("{API}/namespaces/p-{name}/virtualclusterinstances");
+        admin
+            .post(&path, &json!({ "metadata": { "name": "web" } }))
+            .await
+            .good();
+    }
+    for (kind, want) in [("projects", "default"), ("virtualclusterinstances", "demo")] {
+        for query in ["", "?limit=1", "?resourceVersion=0", "?limit=500&resourceVersion=0"] {
+            let list = bob.get(&format!("{API}/{kind}{query}")).await.good();
+            let items = list["items"].as_array().unwrap();
+            assert_eq!(items.len(), 1, "{kind}{query}: {list}");
+            assert_eq!(items[0]["metadata"]["name"], want);
+            assert!(list["metadata"].get("remainingItemCount").is_none(), "{list}");
+        }
+        let all = admin.get(&format!("{API}/{kind}")).await.good();
+        assert_eq!(all["items"].as_array().unwrap().len(), 4);
+        bob.delete(&format!("{API}/{kind}")).await;
+        let still = admin.get(&format!("{API}/{kind}")).await.good();
+        assert_eq!(still["items"].as_array().unwrap().len(), 4, "{kind}");
+    }
+    bob.get(&format!("{API}/namespaces/p-other/virtualclusterinstances"))
+        .await
+        .fails(403);
+}
+
 #[tokio::test]
 async fn rights_are_those_of_the_projects_one_administers() {
     let world = World::start().await;
     let bob = world.bob();
-    bob.get(&format!("{API}/projects")).await.fails(403);
+    assert_eq!(bob.get(&format!("{API}/projects")).await.good()["items"], json!([]));
+    bob.get(&format!("{API}/projects?watch=1")).await.fails(403);
+    bob.get(&format!("{API}/clusters")).await.fails(403);
     bob.get("/metrics").await.fails(403);
     bob.get(&format!("{DEMO}/version")).await.fails(403);
     bob.get("/kubernetes/cluster/eu/version").await.fails(403);
@@ -135,7 +168,7 @@ async fn rights_are_those_of_the_projects_one_administers() {
         .good();
     bob.get(&format!("{API}/projects/default")).await.good();
     assert_eq!(bob.get(&format!("{DEMO}/version")).await.code, 200);
-    bob.get(&format!("{API}/virtualclusterinstances")).await.fails(403);
+    lists_show_what_is_his(&world).await;
     bob.get(&format!("{API}/users/bob")).await.good();
     bob.get(&format!("{API}/users/admin")).await.fails(403);
     assert!(
@@ -198,7 +231,7 @@ async fn impersonation_is_for_admins_and_replaces_the_rights() {
     // The wanted identity must have the right itself.
     admin.send(admin.request("GET", &path, &as_eve, "")).await.fails(403);
     admin
-        .send(admin.request("GET", &format!("{API}/projects"), &as_eve, ""))
+        .send(admin.request("GET", &format!("{API}/clusters"), &as_eve, ""))
         .await
         .fails(403);
     let member = json!({ "kind": "User", "name": "eve", "clusterRole": "loft-management-project-admin" });

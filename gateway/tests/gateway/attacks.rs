@@ -175,7 +175,7 @@ async fn targets_are_authorized_and_looked_up() {
     let world = World::start().await;
     let (admin, bob) = (world.admin(), world.bob());
     for query in ["", "?watch=1", "?watch=true&resourceVersion=0"] {
-        bob.get(&format!("{API}/projects{query}")).await.fails(403);
+        bob.get(&format!("{API}/clusters{query}")).await.fails(403);
         bob.get(&format!("{DEMO}/api/v1/pods{query}")).await.fails(403);
     }
     admin

@@ -324,8 +324,10 @@ async fn questions_and_refusals_through_kubectl() {
             .await
             .contains("no")
     );
-    let denied = bob.bad(&["get", "projects"]).await;
+    let denied = bob.bad(&["get", "clusters.management.loft.sh"]).await;
     assert!(denied.contains("Forbidden") && denied.contains("bob"), "{denied}");
+    let none = bob.good(&["get", "projects"]).await;
+    assert!(none.contains("No resources found"), "{none}");
     let Some(admin) = Kubectl::new(&world, &access_key("admin", "admin-secret")) else {
         return;
     };
@@ -337,7 +339,7 @@ async fn questions_and_refusals_through_kubectl() {
     );
     assert!(
         admin
-            .bad(&["get", "projects", "--as", "bob"])
+            .bad(&["get", "clusters.management.loft.sh", "--as", "bob"])
             .await
             .contains("Forbidden")
     );
