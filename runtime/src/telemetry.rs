@@ -18,8 +18,9 @@ pub enum Format {
 }
 
 /// What is logged unless `HANSE_LOG` says otherwise. The Raft library warns of each try to reach a server that is down; the
-/// status of servers says that once.
-pub const DEFAULT_FILTER: &str = "info,openraft=error";
+/// status of servers says that once. The Kubernetes client calls each look at an API server that is still starting an error;
+/// who asked reports what matters.
+pub const DEFAULT_FILTER: &str = "info,openraft=error,kube_client::client::builder=off";
 
 /// Sends logs to standard error. The filter comes from `HANSE_LOG` (such as `debug` or `info,hanse_tunnel=trace`),
 /// otherwise [`DEFAULT_FILTER`]. A second call changes nothing.
