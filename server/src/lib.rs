@@ -11,6 +11,7 @@ pub mod error;
 pub mod events;
 pub mod files;
 pub mod node;
+mod signals;
 pub mod status;
 pub mod store_role;
 

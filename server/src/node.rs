@@ -4,6 +4,7 @@ use crate::config::{MemberConfig, ServerConfig};
 use crate::error::ServerError;
 use crate::events::Events;
 use crate::files;
+use crate::signals;
 use crate::status::{self, LiveStatus};
 use hanse_api::resources::ServerSpec;
 use hanse_consensus::{Member, Node, NodeConfig, NodeParts, Settings, TlsPem};
@@ -27,7 +28,6 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Version of the program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -219,7 +219,7 @@ async fn serve(
     let first = events.regions.set(regions).is_ok();
     debug_assert!(first, "the controllers are started once");
     form(config, machine, node, &objects);
-    wait_for_the_end(&machine.supervisor.shutdown_token()).await
+    signals::wait_for_the_end(&machine.supervisor.shutdown_token()).await
 }
 
 fn start_hub(
@@ -307,16 +307,4 @@ fn seed(config: &ServerConfig) -> Seed {
         }),
         clusters: Vec::new(),
     }
-}
-
-async fn wait_for_the_end(shutdown: &Shutdown) -> Result<(), ServerError> {
-    let fault = |error| ServerError::part("signal handling", error);
-    let mut term = signal(SignalKind::terminate()).map_err(fault)?;
-    let mut int = signal(SignalKind::interrupt()).map_err(fault)?;
-    tokio::select! {
-        _ = term.recv() => tracing::info!("SIGTERM: stopping"),
-        _ = int.recv() => tracing::info!("SIGINT: stopping"),
-        () = shutdown.cancelled() => {}
-    }
-    Ok(())
 }

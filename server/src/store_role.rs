@@ -6,6 +6,7 @@
 use crate::error::ServerError;
 use crate::files;
 use crate::node::VERSION;
+use crate::signals;
 use async_trait::async_trait;
 use hanse_consensus::{Member, MemberStatus, Node, NodeConfig, NodeId, NodeParts, Settings, TlsPem, Trust};
 use hanse_runtime::clock::{SharedClock, SystemClock, timeout};
@@ -23,7 +24,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
 pub use hanse_state::etcd::VERSION as ETCD_VERSION;
 
@@ -306,7 +306,7 @@ pub async fn run_store(config: StoreConfig) -> Result<(), ServerError> {
     let shutdown = supervisor.shutdown_token();
     let outcome = tokio::select! {
         outcome = serve(&config, &node, &supervisor, &clock, doors) => outcome,
-        ended = wait_for_the_end(&shutdown) => ended,
+        ended = signals::wait_for_the_end(&shutdown) => ended,
     };
     supervisor.shut_down(PHASE_LIMIT).await;
     tracing::info!("stopped");
@@ -427,18 +427,6 @@ impl Marks {
         self.done = target;
         Some(target)
     }
-}
-
-async fn wait_for_the_end(shutdown: &Shutdown) -> Result<(), ServerError> {
-    let fault = |error| ServerError::part("signal handling", error);
-    let mut term = signal(SignalKind::terminate()).map_err(fault)?;
-    let mut int = signal(SignalKind::interrupt()).map_err(fault)?;
-    tokio::select! {
-        _ = term.recv() => tracing::info!("SIGTERM: stopping"),
-        _ = int.recv() => tracing::info!("SIGINT: stopping"),
-        () = shutdown.cancelled() => {}
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -466,7 +466,7 @@ mod tests {
         for bad in [
             "hanse://server/",
             "hanse://server/A",
-            "hanse://root/x",
+            "hanse://owner/x",
             "hanse://server",
             "https://server/x",
             "hanse://agent/a/b",
