@@ -6,6 +6,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/etcd.proto",
         "proto/command.proto",
         "proto/health.proto",
+        "proto/lock.proto",
+        "proto/election.proto",
     ];
     for file in files {
         println!("cargo::rerun-if-changed={file}");

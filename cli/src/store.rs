@@ -6,7 +6,7 @@ use crate::output::Output;
 use hanse_runtime::supervisor::chain;
 use hanse_runtime::telemetry::{self, Format};
 use hanse_server::store_role::{
-    ClientListen, Compaction, ETCD_VERSION, PeerTls, StoreConfig, StorePeer, TlsFiles, run_store,
+    ClientListen, ClientTls, Compaction, ETCD_VERSION, PeerTls, StoreConfig, StorePeer, TlsFiles, run_store,
 };
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt as _;
@@ -19,6 +19,9 @@ const LOG_FILTER: &str = "HANSE_LOG";
 const PREFIX: &str = "ETCD_";
 /// Variables of that prefix that are no flags of etcd, and change nothing here.
 const IGNORED_VARIABLES: [&str; 2] = ["ETCD_VERIFY", "ETCD_UNSUPPORTED_ARCH"];
+
+/// Quota where none is given; etcd's.
+const DEFAULT_QUOTA: u64 = 2 << 30;
 
 /// What a flag is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,9 +141,9 @@ const FLAGS: [(&str, Form, &str, &str); 44] = [
     ),
     (
         "quota-backend-bytes",
-        Form::Fixed("0"),
+        Form::Value,
         "0",
-        "no quota is supported yet",
+        "bytes of keys and history before writes are refused; 0: 2 GiB, negative: no limit",
     ),
     ("max-txn-ops", Form::Fixed("128"), "128", "operations of a transaction"),
     (
@@ -164,15 +167,15 @@ const FLAGS: [(&str, Form, &str, &str); 44] = [
     ),
     (
         "auto-tls",
-        Form::FixedSwitch("false"),
+        Form::Switch,
         "false",
-        "no certificates are made up",
+        "make up a certificate for clients if none is given",
     ),
     (
         "peer-auto-tls",
-        Form::FixedSwitch("false"),
+        Form::Switch,
         "false",
-        "no certificates are made up",
+        "make up a certificate for members if none is given",
     ),
     (
         "force-new-cluster",
@@ -377,6 +380,17 @@ impl Values {
         }
     }
 
+    fn quota(&self) -> Result<Option<u64>> {
+        let given = self.get("quota-backend-bytes");
+        let number: i64 = given
+            .parse()
+            .map_err(|_| refused(format!("--quota-backend-bytes must be a whole number, found {given:?}")))?;
+        Ok(match number {
+            0 => Some(DEFAULT_QUOTA),
+            _ => u64::try_from(number).ok(),
+        })
+    }
+
     /// All members; this one by its own flags, which must agree.
     fn members(&self) -> Result<(Vec<StorePeer>, bool)> {
         let (name, own) = (self.get("name"), self.get("initial-advertise-peer-urls"));
@@ -424,7 +438,7 @@ impl Values {
             let found = url(flag, text)?;
             if found.tls && !tls {
                 return Err(refused(format!(
-                    "--{flag} has https but there is no --cert-file and --key-file"
+                    "--{flag} has https but there is neither --cert-file and --key-file nor --auto-tls"
                 )));
             }
             Ok(ClientListen {
@@ -443,13 +457,17 @@ impl Values {
             ));
         }
         let (members, secure) = self.members()?;
-        let client_tls = self.tls("", "client-cert-auth")?;
+        let client_tls = match self.tls("", "client-cert-auth")? {
+            Some(files) => Some(ClientTls::Files(files)),
+            None => (self.get("auto-tls") == "true").then_some(ClientTls::Auto),
+        };
         let peer_files = self.tls("peer-", "peer-client-cert-auth")?;
         let peer_tls = match (secure, peer_files) {
             (false, _) => PeerTls::Open,
             (true, Some(files)) if files.ca.is_some() => PeerTls::Files(files),
+            (true, None) if self.get("peer-auto-tls") == "true" => PeerTls::Auto,
             (true, _) => {
-                let needs = "--peer-cert-file, --peer-key-file and --peer-trusted-ca-file";
+                let needs = "--peer-cert-file, --peer-key-file and --peer-trusted-ca-file, or --peer-auto-tls";
                 return Err(refused(format!(
                     "https peer URLs need {needs}: members check each other"
                 )));
@@ -490,6 +508,7 @@ impl Values {
             election,
             snapshot_every: self.number("snapshot-count")?.max(1),
             compaction: self.compaction()?,
+            quota: self.quota()?,
         })
     }
 }
@@ -593,6 +612,7 @@ mod tests {
         assert_eq!(config.clients[0].address, "localhost:2379");
         assert_eq!(config.members.len(), 1);
         assert_eq!(config.peer_tls, PeerTls::Open);
+        assert_eq!((config.client_tls, config.quota), (None, Some(2 << 30)));
     }
 
     #[test]
@@ -614,7 +634,7 @@ mod tests {
             (&["--gateway"], "--gateway"),
             (&["--discovery-srv=x"], "--discovery-srv"),
             (&["--unsafe-no-fsync"], "--unsafe-no-fsync"),
-            (&["--quota-backend-bytes=100"], "--quota-backend-bytes"),
+            (&["--quota-backend-bytes=1G"], "--quota-backend-bytes"),
             (&["--peer-client-cert-auth"], "--peer-trusted-ca-file"),
             (&["--listen-client-urls", "https://localhost:1"], "--cert-file"),
             (&["--listen-client-urls", "unix://x:1"], "scheme"),
@@ -636,6 +656,24 @@ mod tests {
         }
         let error = configured(&[], &[("ETCD_DISCOVERY", "x")]).unwrap_err().to_string();
         assert!(error.contains("ETCD_DISCOVERY"), "{error}");
+    }
+
+    #[test]
+    fn certificates_are_made_up_only_where_none_are_given() {
+        let urls = [
+            "--listen-client-urls=https://localhost:1",
+            "--initial-advertise-peer-urls=https://localhost:2",
+            "--listen-peer-urls=https://localhost:2",
+        ];
+        let with = |more: &[&'static str]| configured(&[&urls, more].concat(), &[]);
+        let auto = with(&["--auto-tls", "--peer-auto-tls", "--quota-backend-bytes=-1"]).unwrap();
+        assert_eq!(
+            (auto.peer_tls, auto.client_tls, auto.quota),
+            (PeerTls::Auto, Some(ClientTls::Auto), None)
+        );
+        let files = ["--peer-auto-tls", "--auto-tls", "--cert-file=a", "--key-file=b"];
+        assert!(matches!(with(&files).unwrap().client_tls, Some(ClientTls::Files(_))));
+        assert!(with(&["--auto-tls"]).is_err(), "members need certificates, too");
     }
 
     #[test]

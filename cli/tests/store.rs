@@ -32,23 +32,67 @@ struct Cluster {
     endpoints: Vec<String>,
     etcdctl: PathBuf,
     dir: TempDir,
+    /// Flags of etcdctl.
+    client: &'static [&'static str],
+}
+
+/// How a cluster differs from the usual one.
+#[derive(Clone, Copy)]
+struct Setup {
+    count: usize,
+    scheme: &'static str,
+    server: &'static [&'static str],
+    client: &'static [&'static str],
+}
+
+impl Setup {
+    const fn plain(count: usize) -> Self {
+        Self {
+            count,
+            scheme: "http",
+            server: &[],
+            client: &[],
+        }
+    }
+}
+
+/// Reads a process' standard error until it says that it serves.
+fn wait_until_ready(process: &mut Child) {
+    let mut lines = BufReader::new(process.stderr.take().unwrap())
+        .lines()
+        .map_while(Result::ok);
+    assert!(
+        lines.any(|line| line.contains("ready to serve client requests")),
+        "a member ended"
+    );
+    // Whatever it says later must not fill the pipe.
+    std::thread::spawn(move || lines.for_each(drop));
+}
+
+fn free_ports(count: usize) -> Vec<String> {
+    // All are bound at once, so that they differ.
+    let ports: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    ports
+        .iter()
+        .map(|port| port.local_addr().unwrap().to_string())
+        .collect()
 }
 
 impl Cluster {
     /// Starts so many members and waits until each says that it is ready.
     fn start(count: usize) -> Option<Self> {
+        Self::set_up(Setup::plain(count))
+    }
+
+    fn set_up(setup: Setup) -> Option<Self> {
         let Some(etcdctl) = tool("etcdctl") else {
             println!("skipped: no etcdctl; `cargo xtask kube-tools` builds it");
             return None;
         };
         let dir = tempfile::tempdir().unwrap();
-        // All are bound at once, so that they differ.
-        let ports: Vec<_> = (0..2 * count)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let url = |n: usize| format!("http://{}", ports[n].local_addr().unwrap());
-        let urls: Vec<(String, String)> = (0..count).map(|n| (url(2 * n), url(2 * n + 1))).collect();
-        drop(ports);
+        let ports = free_ports(2 * setup.count);
+        let url = |n: usize| format!("{}://{}", setup.scheme, ports[n]);
+        let urls: Vec<(String, String)> = (0..setup.count).map(|n| (url(2 * n), url(2 * n + 1))).collect();
         let all: Vec<String> = urls
             .iter()
             .enumerate()
@@ -59,6 +103,7 @@ impl Cluster {
                 .args(["store", "--name", &format!("m{n}"), "--initial-cluster", &all.join(",")])
                 .args(["--listen-client-urls", client, "--advertise-client-urls", client])
                 .args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer])
+                .args(setup.server)
                 .env("ETCD_DATA_DIR", dir.path().join(format!("m{n}")))
                 .env_remove("HANSE_LOG")
                 .stderr(Stdio::piped())
@@ -66,28 +111,20 @@ impl Cluster {
                 .unwrap()
         };
         let mut members: Vec<Child> = urls.iter().enumerate().map(start).collect();
-        for member in &mut members {
-            let mut lines = BufReader::new(member.stderr.take().unwrap())
-                .lines()
-                .map_while(Result::ok);
-            assert!(
-                lines.any(|line| line.contains("ready to serve client requests")),
-                "a member ended"
-            );
-            // Whatever it says later must not fill the pipe.
-            std::thread::spawn(move || lines.for_each(drop));
-        }
+        members.iter_mut().for_each(wait_until_ready);
         Some(Self {
             members,
             endpoints: urls.into_iter().map(|(client, _)| client).collect(),
             etcdctl,
             dir,
+            client: setup.client,
         })
     }
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.etcdctl);
-        command.args(["--endpoints", &self.endpoints.join(",")]).args(args);
+        command.args(["--endpoints", &self.endpoints.join(",")]);
+        command.args(self.client).args(args);
         command
     }
 
@@ -295,4 +332,127 @@ fn etcdctl_looks_after_a_cluster() {
         .output()
         .unwrap();
     assert!(!refused.status.success(), "a follower has no leadership to give");
+}
+
+#[test]
+fn certificates_that_members_make_up_are_enough_for_a_cluster() {
+    let setup = Setup {
+        scheme: "https",
+        server: &["--auto-tls", "--peer-auto-tls"],
+        client: &["--insecure-transport=false", "--insecure-skip-tls-verify"],
+        ..Setup::plain(3)
+    };
+    let Some(cluster) = Cluster::set_up(setup) else { return };
+    cluster.ok(&["put", "k", "v"]);
+    assert_eq!(cluster.ok(&["get", "k", "--print-value-only"]), "v\n");
+    let health = cluster.ok(&["endpoint", "health", "--write-out=json"]);
+    assert_eq!(health.matches("\"health\":true").count(), 3, "{health}");
+}
+
+/// An etcd on a data directory, and how to ask it.
+struct Etcd {
+    child: Child,
+    endpoint: String,
+}
+
+impl Etcd {
+    fn start(program: &PathBuf, data: &std::path::Path) -> Self {
+        let ports = free_ports(2);
+        let (client, peer) = (format!("http://{}", ports[0]), format!("http://{}", ports[1]));
+        let mut child = Command::new(program)
+            .arg("--data-dir")
+            .arg(data)
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer])
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_until_ready(&mut child);
+        Self {
+            child,
+            endpoint: client,
+        }
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// What a verb of etcdctl finds, without what names the server: lines of `key : value`.
+fn facts(etcdctl: &PathBuf, endpoint: &str, args: &[&str]) -> String {
+    let output = Command::new(etcdctl)
+        .args(["--endpoints", endpoint, "--write-out=fields"])
+        .args(args)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let named = ["\"ClusterID\"", "\"MemberID\"", "\"RaftTerm\""];
+    let lines = text
+        .lines()
+        .filter(|line| !named.iter().any(|name| line.starts_with(name)));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn an_etcd_goes_on_from_a_snapshot() {
+    let (Some(etcd), Some(etcdutl)) = (tool("etcd"), tool("etcdutl")) else {
+        println!("skipped: no etcd and etcdutl; `cargo xtask kube-tools` builds them");
+        return;
+    };
+    let Some(cluster) = Cluster::start(1) else { return };
+    for n in 0..300 {
+        cluster.ok(&["put", &format!("key-{:03}", n % 40), &format!("{n}").repeat(n % 50)]);
+    }
+    for key in ["key-007", "key-011"] {
+        cluster.ok(&["del", key]);
+    }
+    let granted = cluster.ok(&["lease", "grant", "6000"]);
+    let id = granted.split(' ').nth(1).unwrap();
+    cluster.ok(&["put", "leased", "v", "--lease", id]);
+    cluster.ok(&["compaction", "150"]);
+    cluster.with_input(&["txn"], "\nput z 1\nput y 2\ndel key-020\n\n\n");
+    cluster.ok(&["put", "key-007", "back"]);
+    let (file, data) = (
+        cluster.dir.path().join("snapshot.db"),
+        cluster.dir.path().join("restored"),
+    );
+    cluster.ok(&["snapshot", "save", file.to_str().unwrap()]);
+    let run = |args: &[&str]| {
+        let output = Command::new(&etcdutl).args(args).arg(&file).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let status = run(&["--write-out=fields", "snapshot", "status"]);
+    assert!(status.contains("\"Revision\" : 306"), "{status}");
+    run(&["snapshot", "restore", "--data-dir", data.to_str().unwrap()]);
+    let theirs = Etcd::start(&etcd, &data);
+    let ours = &cluster.endpoints[0];
+    let questions: [&[&str]; 8] = [
+        &["get", "", "--prefix"],
+        &["get", "", "--prefix", "--rev=150"],
+        &["get", "", "--prefix", "--rev=200"],
+        &["get", "", "--prefix", "--rev=303"],
+        &["get", "key-007", "--rev=301"],
+        &["get", "key-007", "--rev=302"],
+        &["lease", "list"],
+        &["get", "leased"],
+    ];
+    for question in questions {
+        let [want, have] = [&theirs.endpoint, ours].map(|endpoint| facts(&cluster.etcdctl, endpoint, question));
+        assert_eq!(have, want, "{question:?} (ours is left, etcd's right)");
+    }
+    let compacted = Command::new(&cluster.etcdctl)
+        .args(["--endpoints", &theirs.endpoint, "get", "leased", "--rev=149"])
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&compacted.stderr).contains("has been compacted"),
+        "{compacted:?}"
+    );
 }

@@ -50,10 +50,6 @@ impl ReplicatedStore {
         Arc::new(Self { group, engine, rng })
     }
 
-    fn machine(&self) -> &Machine {
-        &self.group.machine
-    }
-
     fn check(&self, space: &KeySpace) -> Result<(), StoreError> {
         space.check()?;
         let asked = space.group();
@@ -193,6 +189,15 @@ impl Store for ReplicatedStore {
         self.change(&space, None, Op::DropSpace(command::DropSpace {}))
             .await
             .map(|_| ())
+    }
+
+    async fn set_alarm(&self, access: &Access, member: u64, kind: i32, raised: bool) -> Result<(), StoreError> {
+        let change = command::SetAlarm { member, kind, raised };
+        self.change_as(access, Op::SetAlarm(change)).await.map(|_| ())
+    }
+
+    fn machine(&self) -> &Arc<Machine> {
+        &self.group.machine
     }
 
     async fn hash(&self, access: &Access) -> Result<SpaceHash, StoreError> {

@@ -1,6 +1,7 @@
-//! X.509 (RFC 5280): authorities, leaf certificates and certificate requests. ECDSA P-256 throughout.
+//! X.509 (RFC 5280): authorities, leaf certificates and certificate requests. ECDSA P-256, but for derived authorities.
 
 use aws_lc_rs::digest;
+use aws_lc_rs::signature::Ed25519KeyPair;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair as RcgenKey, KeyUsagePurpose, SanType,
@@ -84,8 +85,23 @@ impl fmt::Debug for Ca {
 impl Ca {
     /// A new self-signed authority that lives `days` from `now`.
     pub fn generate(common_name: &str, days: u32, now: Timestamp) -> Result<Self, PkiError> {
+        let key = RcgenKey::generate().map_err(fault("making an authority"))?;
+        Self::self_signed(&key, common_name, days, now)
+    }
+
+    /// The authority that everybody who knows `secret` makes: same name, same key (Ed25519). It is as strong as the secret is
+    /// hard to guess.
+    pub fn derived(common_name: &str, secret: &[u8], days: u32, now: Timestamp) -> Result<Self, PkiError> {
+        let what = "deriving an authority";
+        let seed = digest::digest(&digest::SHA256, secret);
+        let pair = Ed25519KeyPair::from_seed_unchecked(seed.as_ref()).map_err(fault(what))?;
+        let encoded = pair.to_pkcs8().map_err(fault(what))?;
+        let key = RcgenKey::try_from(encoded.as_ref()).map_err(fault(what))?;
+        Self::self_signed(&key, common_name, days, now)
+    }
+
+    fn self_signed(key: &RcgenKey, common_name: &str, days: u32, now: Timestamp) -> Result<Self, PkiError> {
         let what = "making an authority";
-        let key = RcgenKey::generate().map_err(fault(what))?;
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![
@@ -95,7 +111,7 @@ impl Ca {
         ];
         params.distinguished_name.push(DnType::CommonName, common_name);
         validity(&mut params, days, now)?;
-        let cert = params.self_signed(&key).map_err(fault(what))?;
+        let cert = params.self_signed(key).map_err(fault(what))?;
         Self::load(&cert.pem(), &key.serialize_pem())
     }
 
@@ -287,6 +303,29 @@ mod tests {
             csr_key_sha256(&csr_for_key("x", &key).unwrap()).unwrap()
         );
         assert!(csr_key_sha256("nonsense").is_err());
+    }
+
+    #[test]
+    fn who_knows_the_secret_makes_the_same_authority() {
+        let later = Timestamp::from_millis(NOW.as_millis() + 86_400_000);
+        let ca = Ca::derived("peers", b"secret", 10, NOW).unwrap();
+        let again = Ca::derived("peers", b"secret", 10, later).unwrap();
+        let other = Ca::derived("peers", b"another", 10, NOW).unwrap();
+        let spec = LeafSpec {
+            common_name: "a".into(),
+            dns: vec!["localhost".into()],
+            server: true,
+            days: 1,
+            ..Default::default()
+        };
+        let leaf = load_certs(&ca.issue(&spec, NOW).unwrap().cert).unwrap();
+        let (_, leaf) = X509Certificate::from_der(&leaf[0]).unwrap();
+        let signed_by = |ca: &Ca| {
+            let der = load_certs(ca.cert_pem()).unwrap();
+            let (_, root) = X509Certificate::from_der(&der[0]).unwrap();
+            leaf.verify_signature(Some(root.public_key())).is_ok()
+        };
+        assert!(signed_by(&ca) && signed_by(&again) && !signed_by(&other));
     }
 
     #[test]

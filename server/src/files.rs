@@ -59,11 +59,17 @@ pub fn lock_data_dir(path: &Path) -> Result<DataDirLock, ServerError> {
 /// Free space below which a server does not start: it could not even write its first snapshot.
 pub const FREE_SPACE_MIN: u64 = 256 << 20;
 
+/// Bytes that are free on the disk of a directory.
+pub fn free_space(path: &Path) -> Result<u64, ServerError> {
+    let cannot = |error| fault("the data directory", path, format!("cannot be examined: {error}"));
+    let stat = rustix::fs::statvfs(path).map_err(cannot)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// Refuses to start on a disk that is nearly full.
 pub fn check_free_space(path: &Path) -> Result<(), ServerError> {
     let what = "the data directory";
-    let stat = rustix::fs::statvfs(path).map_err(|error| fault(what, path, format!("cannot be examined: {error}")))?;
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let free = free_space(path)?;
     if free >= FREE_SPACE_MIN {
         return Ok(());
     }

@@ -8,19 +8,21 @@ use crate::files;
 use crate::node::VERSION;
 use crate::signals;
 use async_trait::async_trait;
+use hanse_api::Timestamp;
+use hanse_api::intent::KeyPair;
 use hanse_consensus::{Member, MemberStatus, Node, NodeConfig, NodeId, NodeParts, Settings, TlsPem, Trust};
 use hanse_runtime::clock::{SharedClock, SystemClock, timeout};
-use hanse_runtime::pki::sha256_hex;
+use hanse_runtime::pki::{Ca, LeafSpec, PkiError, sha256_hex};
 use hanse_runtime::rng::SystemRng;
 use hanse_runtime::shutdown::{Phase, Shutdown};
 use hanse_runtime::supervisor::{Supervisor, TaskKind, chain};
 use hanse_state::engine::{LogWriter, RocksEngine, RocksOptions, WriterOptions};
-use hanse_state::etcd::{Door, DoorTls, MoveRefused, Operator};
+use hanse_state::etcd::{Door, DoorSettings, DoorTls, MoveRefused, Operator};
 use hanse_state::pb;
 use hanse_state::{Access, GroupId, Store, StoreError};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -35,6 +37,14 @@ const PHASE_LIMIT: Duration = Duration::from_secs(5);
 const DRAIN: Duration = Duration::from_millis(500);
 /// How often revisions are looked at for compaction by count, and at least by time.
 const COMPACTION_TICK: Duration = Duration::from_secs(10);
+/// How often the free space is looked at.
+const DISK_TICK: Duration = Duration::from_secs(10);
+/// Free space below which the alarm is raised: what is under way then, and compaction, still have room.
+const DISK_LOW: u64 = files::FREE_SPACE_MIN / 2;
+/// Name in certificates that are made up.
+const AUTO_NAME: &str = "hanse-store";
+/// Lifetime of certificates that are made up; each start makes new ones.
+const AUTO_DAYS: u32 = 3650;
 /// Revisions and their times that are remembered for compaction by time: one each tick, for a bit more than a week.
 const COMPACTION_MARKS: usize = 65_536;
 
@@ -63,7 +73,19 @@ pub struct ClientListen {
 pub enum PeerTls {
     /// http URLs.
     Open,
+    /// https URLs without certificates: every member makes up its own, of an authority that follows from the token. Nobody
+    /// who listens on the wire can read; who reaches the port and knows the token is let in.
+    Auto,
     /// https URLs: certificates of one authority, for the hosts in the URLs.
+    Files(TlsFiles),
+}
+
+/// Certificates of the addresses for clients with TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientTls {
+    /// Made up at each start, for the hosts of the addresses; clients cannot check them.
+    Auto,
+    /// From files.
     Files(TlsFiles),
 }
 
@@ -108,7 +130,7 @@ pub struct StoreConfig {
     /// What members tell clients of this one.
     pub advertise: Vec<String>,
     /// For client addresses with TLS.
-    pub client_tls: Option<TlsFiles>,
+    pub client_tls: Option<ClientTls>,
     /// How often the leader is heard of.
     pub heartbeat: Duration,
     /// Without the leader for so long there is an election.
@@ -117,6 +139,8 @@ pub struct StoreConfig {
     pub snapshot_every: u64,
     /// Compaction by itself.
     pub compaction: Compaction,
+    /// Bytes that keys and their history may take; none: no limit.
+    pub quota: Option<u64>,
 }
 
 /// The cluster as the etcd API's operators see it.
@@ -191,7 +215,7 @@ pub fn member_id(token: &str, peer: &StorePeer) -> NodeId {
 }
 
 impl StoreConfig {
-    fn node_config(&self) -> Result<NodeConfig, ServerError> {
+    fn node_config(&self, now: Timestamp) -> Result<NodeConfig, ServerError> {
         let members: BTreeMap<NodeId, Member> = self
             .members
             .iter()
@@ -205,26 +229,7 @@ impl StoreConfig {
             .collect();
         let me = members.iter().find(|(_, member)| member.name == self.name);
         let id = me.map(|(id, _)| *id).unwrap_or_default();
-        let (trust, tls) = match &self.peer_tls {
-            PeerTls::Open => (Trust::Open, None),
-            PeerTls::Files(files) => (Trust::Hosts, Some(files)),
-        };
-        let read = |what, path: &PathBuf| files::read_public(what, path);
-        let tls = match tls {
-            None => TlsPem {
-                ca: String::new(),
-                cert: String::new(),
-                key: String::new(),
-            },
-            Some(files) => TlsPem {
-                ca: files
-                    .ca
-                    .as_ref()
-                    .map_or(Ok(String::new()), |ca| read("the peers' authority", ca))?,
-                cert: read("the peer certificate", &files.cert)?,
-                key: read("the peer key", &files.key)?,
-            },
-        };
+        let (trust, tls) = self.peer_trust(now)?;
         Ok(NodeConfig {
             id,
             name: self.name.clone(),
@@ -236,6 +241,40 @@ impl StoreConfig {
             settings: self.settings(trust),
             version: VERSION.to_owned(),
         })
+    }
+
+    fn peer_trust(&self, now: Timestamp) -> Result<(Trust, TlsPem), ServerError> {
+        match &self.peer_tls {
+            PeerTls::Open => {
+                let none = TlsPem {
+                    ca: String::new(),
+                    cert: String::new(),
+                    key: String::new(),
+                };
+                Ok((Trust::Open, none))
+            }
+            PeerTls::Auto => {
+                let fault = |error| ServerError::part("certificates for members", error);
+                let ca = Ca::derived(AUTO_NAME, self.token.as_bytes(), AUTO_DAYS, now).map_err(fault)?;
+                let me = self.members.iter().find(|peer| peer.name == self.name);
+                let leaf = made_up(&ca, me.map(|peer| peer.address.as_str()), now).map_err(fault)?;
+                let pem = TlsPem {
+                    ca: ca.cert_pem().to_owned(),
+                    cert: leaf.cert,
+                    key: leaf.key,
+                };
+                Ok((Trust::Hosts, pem))
+            }
+            PeerTls::Files(files) => {
+                let ca = files.ca.as_ref();
+                let pem = TlsPem {
+                    ca: ca.map_or(Ok(String::new()), |ca| files::read_public("the peers' authority", ca))?,
+                    cert: files::read_public("the peer certificate", &files.cert)?,
+                    key: files::read_public("the peer key", &files.key)?,
+                };
+                Ok((Trust::Hosts, pem))
+            }
+        }
     }
 
     /// A member without a leader stands for election after `election_max` and a random time between the two: together once to
@@ -253,8 +292,22 @@ impl StoreConfig {
         }
     }
 
-    fn client_tls(&self) -> Result<Option<DoorTls>, ServerError> {
-        let Some(files) = &self.client_tls else { return Ok(None) };
+    fn client_tls(&self, now: Timestamp) -> Result<Option<DoorTls>, ServerError> {
+        let files = match &self.client_tls {
+            None => return Ok(None),
+            Some(ClientTls::Auto) => {
+                let fault = |error| ServerError::part("certificates for clients", error);
+                let hosts = self.clients.iter().map(|listen| listen.address.as_str());
+                let ca = Ca::generate(AUTO_NAME, AUTO_DAYS, now).map_err(fault)?;
+                let leaf = made_up(&ca, hosts, now).map_err(fault)?;
+                return Ok(Some(DoorTls {
+                    cert: leaf.cert + ca.cert_pem(),
+                    key: leaf.key,
+                    ca: None,
+                }));
+            }
+            Some(ClientTls::Files(files)) => files,
+        };
         Ok(Some(DoorTls {
             cert: files::read_public("the certificate for clients", &files.cert)?,
             key: files::read_public("the key for clients", &files.key)?,
@@ -264,6 +317,25 @@ impl StoreConfig {
             },
         }))
     }
+}
+
+/// A certificate for the hosts of addresses.
+fn made_up<'a>(ca: &Ca, addresses: impl IntoIterator<Item = &'a str>, now: Timestamp) -> Result<KeyPair, PkiError> {
+    let mut spec = LeafSpec {
+        common_name: AUTO_NAME.to_owned(),
+        client: true,
+        server: true,
+        days: AUTO_DAYS,
+        ..LeafSpec::default()
+    };
+    for address in addresses {
+        let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        match host.trim_matches(['[', ']']).parse() {
+            Ok(ip) => spec.ips.push(ip),
+            Err(_) => spec.dns.push(host.to_owned()),
+        }
+    }
+    ca.issue(&spec, now)
 }
 
 async fn bind(address: &str, what: &str, key: &str) -> Result<TcpListener, ServerError> {
@@ -280,7 +352,7 @@ pub async fn run_store(config: StoreConfig) -> Result<(), ServerError> {
     let clock = SystemClock::shared();
     let _lock = files::lock_data_dir(&config.data_dir)?;
     files::check_free_space(&config.data_dir)?;
-    let tls = config.client_tls()?;
+    let tls = config.client_tls(clock.wall())?;
     let mut doors = Vec::new();
     for listen in &config.clients {
         doors.push(Door {
@@ -288,6 +360,10 @@ pub async fn run_store(config: StoreConfig) -> Result<(), ServerError> {
             tls: tls.clone().filter(|_| listen.tls),
             access: Access::registry(),
             operator: None,
+            settings: DoorSettings {
+                quota: config.quota,
+                spool: Some(config.data_dir.join("snapshots")),
+            },
         });
     }
     let peer_listener = bind(&config.peer_listen, "members", "--listen-peer-urls").await?;
@@ -300,7 +376,7 @@ pub async fn run_store(config: StoreConfig) -> Result<(), ServerError> {
         rng: SystemRng::shared(),
         listener: Some(peer_listener),
     };
-    let node = Node::start(config.node_config()?, parts)
+    let node = Node::start(config.node_config(clock.wall())?, parts)
         .await
         .map_err(|error| ServerError::part("consensus", error))?;
     let shutdown = supervisor.shutdown_token();
@@ -334,7 +410,7 @@ async fn serve(
         clock: Arc::clone(clock),
         scheme: match config.peer_tls {
             PeerTls::Open => "http",
-            PeerTls::Files(_) => "https",
+            PeerTls::Auto | PeerTls::Files(_) => "https",
         },
         limit: config.election * 5,
         urls: Mutex::default(),
@@ -357,8 +433,46 @@ async fn serve(
         });
         tracing::info!(address = address.unwrap_or_default(), "ready to serve client requests");
     }
-    compact_for_ever(config.compaction, node, clock).await;
+    tokio::join!(
+        compact_for_ever(config.compaction, node, clock),
+        watch_the_disk(&config.data_dir, node, clock)
+    );
     Ok(())
+}
+
+/// Raises the alarm before the disk is full: then reads and deletions still work, and there is room for them.
+async fn watch_the_disk(path: &Path, node: &Node, clock: &SharedClock) {
+    let (store, access) = (node.council(), Access::registry());
+    let mut low = false;
+    loop {
+        let free = match files::free_space(path) {
+            Ok(free) => free,
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "free space is not known");
+                u64::MAX
+            }
+        };
+        // Once for each time that it gets low, so that an operator can disarm it and go on at his own risk.
+        let was_low = std::mem::replace(&mut low, free < DISK_LOW);
+        if low && !was_low {
+            tracing::error!(
+                free_mib = free >> 20,
+                "the disk is nearly full: writes are refused until there is room"
+            );
+            let member = node.id();
+            if let Err(error) = store
+                .set_alarm(&access, member, pb::AlarmType::Nospace.into(), true)
+                .await
+            {
+                tracing::warn!(
+                    error = chain(&error),
+                    "the alarm could not be raised; it is tried again"
+                );
+                low = false;
+            }
+        }
+        clock.sleep(DISK_TICK).await;
+    }
 }
 
 /// The leader drops history by the policy.

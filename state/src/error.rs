@@ -104,6 +104,9 @@ pub enum StoreError {
     /// Stored data contradicts itself.
     #[error("stored data is corrupt: {0}; this server must be replaced")]
     Corrupt(String),
+    /// Somebody raised an alarm that a member's data is corrupt.
+    #[error("an alarm says that a member is corrupt; changes are refused until it is disarmed")]
+    CorruptAlarm,
     /// A peer answered with an error that this version does not know.
     #[error("error {code} of a newer server: {text}")]
     Unknown {
@@ -139,6 +142,7 @@ impl StoreError {
             | Self::NoSpace
             | Self::Storage(_)
             | Self::Corrupt(_)
+            | Self::CorruptAlarm
             | Self::Unknown { .. } => false,
         }
     }
@@ -179,7 +183,7 @@ impl StoreError {
             Self::Stopped => (Code::Unavailable, "etcdserver: server stopped"),
             Self::Overloaded => (Code::ResourceExhausted, "etcdserver: too many requests"),
             Self::NoSpace => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
-            Self::Corrupt(_) => (Code::DataLoss, "etcdserver: corrupt cluster"),
+            Self::Corrupt(_) | Self::CorruptAlarm => (Code::DataLoss, "etcdserver: corrupt cluster"),
             Self::Fenced { .. } => return Status::permission_denied(format!("hanse: {self}")),
             Self::InvalidTenant(_) => return Status::invalid_argument(format!("hanse: {self}")),
             Self::WrongGroup { .. } | Self::Storage(_) | Self::Unknown { .. } => {
@@ -243,6 +247,7 @@ impl StoreError {
             Self::Stopped => plain(22),
             Self::Storage(detail) => text(23, detail),
             Self::Corrupt(detail) => text(24, detail),
+            Self::CorruptAlarm => plain(25),
             Self::Unknown { code, text: detail } => text(*code, detail),
         }
     }
@@ -288,6 +293,7 @@ impl StoreError {
             22 => Self::Stopped,
             23 => Self::Storage(text),
             24 => Self::Corrupt(text),
+            25 => Self::CorruptAlarm,
             _ => Self::Unknown { code, text },
         }
     }
@@ -337,6 +343,7 @@ mod tests {
             E::Stopped,
             E::Storage("disk".into()),
             E::Corrupt("index".into()),
+            E::CorruptAlarm,
             E::Unknown {
                 code: 99,
                 text: "new".into(),
@@ -371,6 +378,8 @@ mod tests {
                 "etcdserver: duplicate key given in txn request",
             ),
             (StoreError::LeaseNotFound, "etcdserver: requested lease not found"),
+            (StoreError::NoSpace, "etcdserver: mvcc: database space exceeded"),
+            (StoreError::CorruptAlarm, "etcdserver: corrupt cluster"),
         ];
         for (error, text) in cases {
             assert_eq!(error.status().message(), text);

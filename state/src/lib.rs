@@ -6,8 +6,10 @@
 //! - [`engine`]: bytes on disk, and the one thread that makes them durable.
 //! - [`local`]: the store in one process, without replication.
 //! - [`etcd`]: the etcd v3 API on top of any store.
+//! - [`bolt`]: files in the format of etcd's database, for snapshots that leave this store.
 //! - [`keys`]: the only place that builds keys.
 
+pub mod bolt;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 pub mod engine;

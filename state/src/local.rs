@@ -109,11 +109,6 @@ impl LocalStore {
         Ok(store)
     }
 
-    /// The state machine.
-    pub fn machine(&self) -> &Arc<Machine> {
-        &self.machine
-    }
-
     async fn propose(&self, access: &Access, op: Op) -> Result<Answer, StoreError> {
         access.space.check()?;
         let at = self.parts.clock.wall().as_millis();
@@ -400,6 +395,15 @@ impl Store for LocalStore {
         self.propose(&Access::tenant(tenant), Op::DropSpace(command::DropSpace {}))
             .await
             .map(|_| ())
+    }
+
+    async fn set_alarm(&self, access: &Access, member: u64, kind: i32, raised: bool) -> Result<(), StoreError> {
+        let change = command::SetAlarm { member, kind, raised };
+        self.propose(access, Op::SetAlarm(change)).await.map(|_| ())
+    }
+
+    fn machine(&self) -> &Arc<Machine> {
+        &self.machine
     }
 
     async fn hash(&self, access: &Access) -> Result<SpaceHash, StoreError> {

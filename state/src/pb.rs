@@ -14,6 +14,12 @@ mod generated {
     pub mod etcdserverpb {
         tonic::include_proto!("etcdserverpb");
     }
+    pub mod v3lockpb {
+        tonic::include_proto!("v3lockpb");
+    }
+    pub mod v3electionpb {
+        tonic::include_proto!("v3electionpb");
+    }
     pub mod grpc {
         pub mod health {
             pub mod v1 {
@@ -37,3 +43,7 @@ pub use generated::grpc::health::v1 as health;
 /// What goes through a group's log, and what it answers.
 pub use generated::hanse::state::v1 as command;
 pub use generated::mvccpb::{Event, KeyValue, event};
+/// etcd's election service.
+pub use generated::v3electionpb as election;
+/// etcd's lock service.
+pub use generated::v3lockpb as lock;

@@ -5,9 +5,11 @@
 //! [`crate::conformance`].
 
 use crate::error::StoreError;
+use crate::machine::Machine;
 use crate::pb;
 use async_trait::async_trait;
 use bytes::Bytes;
+use std::sync::Arc;
 
 pub use crate::keys::{GroupId, KeySpace};
 pub use crate::watch::Watch;
@@ -162,6 +164,10 @@ pub trait Store: Send + Sync + 'static {
     async fn set_fence(&self, tenant: &str, epoch: u64) -> Result<(), StoreError>;
     /// Deletes a tenant's space for good. Its id is never used again.
     async fn drop_space(&self, tenant: &str) -> Result<(), StoreError>;
+    /// Raises or lowers an alarm of a member in the space. Lowering [`pb::AlarmType::None`] lowers all of that member's.
+    async fn set_alarm(&self, access: &Access, member: u64, kind: i32, raised: bool) -> Result<(), StoreError>;
+    /// The state that is applied here, for what only looks at it.
+    fn machine(&self) -> &Arc<Machine>;
     /// Checksum over the content of the space that every member must agree on. Serves comparison of members.
     async fn hash(&self, access: &Access) -> Result<SpaceHash, StoreError>;
     /// Revision that is applied here.
@@ -197,6 +203,17 @@ pub struct SpaceHash {
     pub hash: u64,
     /// Revision that it was taken at.
     pub revision: i64,
+    /// Oldest readable revision; -1 before the first compaction.
+    pub floor: i64,
+}
+
+/// How much a space holds on one member.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpaceUsage {
+    /// Bytes of all versions that are not removed yet, before compression.
+    pub bytes: u64,
+    /// Keys, deleted ones included until they are removed.
+    pub keys: usize,
     /// Oldest readable revision; -1 before the first compaction.
     pub floor: i64,
 }

@@ -121,7 +121,7 @@ async fn what_clients_look_for_first() {
     // A method that this service does not have: clients fall back on exactly this code.
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await.unwrap();
-    let path = http::uri::PathAndQuery::from_static("/etcdserverpb.KV/RangeStream");
+    let path = http::uri::PathAndQuery::from_static("/etcdserverpb.Auth/UserList");
     let codec = tonic_prost::ProstCodec::<pb::RangeRequest, pb::RangeResponse>::default();
     let request = tonic::Request::new(pb::RangeRequest::default());
     let answer = client.unary(request, path, codec).await;

@@ -283,6 +283,8 @@ fn any_command() -> impl Strategy<Value = Command> {
         1 => Just(Op::ExtendLeases(command::ExtendLeases {})),
         1 => (1i64..40).prop_map(|revision| Op::Compact(command::Compact { revision })),
         1 => (0u64..4).prop_map(|epoch| Op::SetFence(command::SetFence { epoch })),
+        1 => (0u64..3, 0i32..3, any::<bool>())
+            .prop_map(|(member, kind, raised)| Op::SetAlarm(command::SetAlarm { member, kind, raised })),
     ];
     let op = prop_oneof![60 => op, 1 => Just(Op::DropSpace(command::DropSpace {}))];
     (0u8..3, 0i64..60_000, proptest::option::of(0u64..5), op)

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use futures::{FutureExt, Stream};
+use hanse_state::machine::Machine;
 use hanse_state::pb;
 use hanse_state::store::{SpaceHash, Watch};
 use hanse_state::watch::WatchSource;
@@ -159,6 +160,15 @@ impl Store for Gate {
     async fn drop_space(&self, tenant: &str) -> Result<(), StoreError> {
         let _in_flight = self.pass().await?;
         self.inner.drop_space(tenant).await
+    }
+
+    async fn set_alarm(&self, access: &Access, member: u64, kind: i32, raised: bool) -> Result<(), StoreError> {
+        let _in_flight = self.pass().await?;
+        self.inner.set_alarm(access, member, kind, raised).await
+    }
+
+    fn machine(&self) -> &Arc<Machine> {
+        self.inner.machine()
     }
 
     async fn hash(&self, access: &Access) -> Result<SpaceHash, StoreError> {

@@ -116,3 +116,24 @@ pub(super) async fn hashes(a: &Tenant, b: &Tenant) {
     a.put("k", "w").await;
     assert_ne!(soon("hash", a.store.hash(&a.access)).await.unwrap().hash, one.hash);
 }
+
+pub(super) async fn alarms(a: &Tenant, b: &Tenant) {
+    use pb::AlarmType::{None as All, Nospace};
+    let set = async |member, kind: pb::AlarmType, raised| {
+        let change = a.store.set_alarm(&a.access, member, kind.into(), raised);
+        soon("alarm", change).await.unwrap();
+    };
+    a.put("k", "v").await;
+    set(1, Nospace, true).await;
+    set(2, Nospace, true).await;
+    let put = async || a.try_txn(txn(vec![], vec![put_op("k", "v2")], vec![])).await;
+    assert_eq!(put().await, Err(StoreError::NoSpace));
+    // Another space of the same group knows nothing of it.
+    b.put("k", "v").await;
+    assert_eq!(b.store.machine().alarms(&b.access), Ok(vec![]));
+    set(1, Nospace, false).await;
+    assert_eq!(put().await, Err(StoreError::NoSpace));
+    set(2, All, false).await;
+    a.put("k", "v3").await;
+    assert_eq!(a.store.machine().alarms(&a.access), Ok(vec![]));
+}

@@ -1,7 +1,7 @@
 //! `etcdserverpb.KV`.
 
-use super::{Service, refused};
-use crate::machine::{check_delete, check_put, check_range, check_txn};
+use super::{Service, range_stream, refused};
+use crate::machine::{check_delete, check_put, check_range, check_txn, growth};
 use crate::pb::{self, kv_server::Kv, request_op, response_op};
 use crate::store::Access;
 use tonic::{Request, Response, Status};
@@ -14,6 +14,7 @@ impl Service {
             success: vec![op],
             ..Default::default()
         };
+        self.check_room(access, growth(&txn)).await?;
         let answer = self.store.txn(access, txn).await.map_err(refused)?;
         let response = answer
             .responses
@@ -33,6 +34,18 @@ impl Kv for Service {
         let mut answer = self.store.range(&access, request).await.map_err(refused)?;
         self.complete(&mut answer.header);
         Ok(Response::new(answer))
+    }
+
+    type RangeStreamStream = range_stream::Parts;
+
+    async fn range_stream(
+        &self,
+        request: Request<pb::RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let access = self.access(&request)?;
+        let request = request.into_inner();
+        check_range(&request).map_err(refused)?;
+        Ok(Response::new(range_stream::parts(self.clone(), access, request)?))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
@@ -71,6 +84,7 @@ impl Kv for Service {
         let access = self.access(&request)?;
         let request = request.into_inner();
         check_txn(&request).map_err(refused)?;
+        self.check_room(&access, growth(&request)).await?;
         let mut answer = self.store.txn(&access, request).await.map_err(refused)?;
         self.complete(&mut answer.header);
         Ok(Response::new(answer))
@@ -81,11 +95,14 @@ impl Kv for Service {
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
         let access = self.access(&request)?;
-        let revision = self
-            .store
-            .compact(&access, request.into_inner().revision)
-            .await
-            .map_err(refused)?;
+        let pb::CompactionRequest {
+            revision: floor,
+            physical,
+        } = request.into_inner();
+        let revision = self.store.compact(&access, floor).await.map_err(refused)?;
+        if physical {
+            self.store.machine().pruned(&access, floor).await.map_err(refused)?;
+        }
         Ok(Response::new(pb::CompactionResponse {
             header: self.header_at(revision),
         }))

@@ -1,6 +1,6 @@
 //! `etcdserverpb.Lease`.
 
-use super::{Service, refused};
+use super::{Service, refused, room};
 use crate::pb::{self, lease_server::Lease};
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -14,6 +14,7 @@ impl Lease for Service {
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
         let access = self.access(&request)?;
         let pb::LeaseGrantRequest { ttl, id } = request.into_inner();
+        self.check_room(&access, room::LEASE_BYTES).await?;
         let mut answer = self.store.lease_grant(&access, id, ttl).await.map_err(refused)?;
         self.complete(&mut answer.header);
         Ok(Response::new(answer))

@@ -2,6 +2,7 @@
 
 use super::{MAX_REQUEST_BYTES, MAX_TXN_OPS};
 use crate::error::StoreError;
+use crate::machine::alarm::put_bytes;
 use crate::machine::index::KeyRange;
 use crate::pb::{self, range_request, request_op::Request};
 use bytes::Bytes;
@@ -63,6 +64,17 @@ pub fn is_read_only(req: &pb::TxnRequest) -> bool {
         Some(Request::RequestPut(_) | Request::RequestDeleteRange(_)) => false,
     };
     req.success.iter().chain(&req.failure).all(reads)
+}
+
+/// Bytes that a transaction adds at most, whichever way its compares turn out; 0 only if it has no put at all.
+pub fn growth(req: &pb::TxnRequest) -> u64 {
+    let of = |op: &pb::RequestOp| match &op.request {
+        Some(Request::RequestPut(put)) => put_bytes(put),
+        Some(Request::RequestTxn(txn)) => growth(txn),
+        Some(Request::RequestRange(_) | Request::RequestDeleteRange(_)) | None => 0,
+    };
+    let branch = |ops: &[pb::RequestOp]| ops.iter().map(of).sum::<u64>();
+    branch(&req.success).max(branch(&req.failure))
 }
 
 fn check_ops(req: &pb::TxnRequest, left: usize) -> Result<(), StoreError> {

@@ -1,14 +1,17 @@
 //! A checksum over all that can still be read or watched, on which members must agree.
 
 use crate::error::StoreError;
-use crate::machine::index::{Version, kept};
+use crate::machine::index::{KeyRange, Version, kept};
 use crate::machine::view::View;
-use crate::machine::{Machine, space::Space};
+use crate::machine::{Machine, read, space::Space};
+use crate::pb;
 use crate::store::{Access, SpaceHash};
 use bytes::Bytes;
 
 /// FNV-1a: stable over versions and machines, and no secret depends on it.
 struct Fnv(u64);
+
+const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 
 impl Fnv {
     fn add(&mut self, bytes: &[u8]) {
@@ -20,7 +23,19 @@ impl Fnv {
     fn number(&mut self, number: i64) {
         self.add(&number.to_be_bytes());
     }
+
+    fn version(&mut self, key: &[u8], version: &Version, value: &[u8]) {
+        self.number(i64::try_from(key.len()).unwrap_or(i64::MAX));
+        self.add(key);
+        for number in [version.modified, version.created, version.version, version.lease] {
+            self.number(number);
+        }
+        self.add(value);
+    }
 }
+
+/// How often a sum starts over because what it read was compacted meanwhile.
+const TRIES: usize = 8;
 
 impl Machine {
     /// The checksum of a space. Reads everything in it.
@@ -38,15 +53,10 @@ impl Machine {
             revision,
             floor,
         };
-        let mut sum = Fnv(0xcbf2_9ce4_8422_2325);
+        let mut sum = Fnv(OFFSET);
         for (key, version) in versions {
-            sum.number(i64::try_from(key.len()).unwrap_or(i64::MAX));
-            sum.add(&key);
-            for number in [version.modified, version.created, version.version, version.lease] {
-                sum.number(number);
-            }
             match view.value(&key, &version)? {
-                Some(value) => sum.add(&value),
+                Some(value) => sum.version(&key, &version, &value),
                 // Pruned meanwhile: whoever compares sees another floor and asks again.
                 None => return Err(StoreError::Compacted { floor: space.floor() }),
             }
@@ -57,6 +67,52 @@ impl Machine {
             floor,
         })
     }
+}
+
+impl Machine {
+    /// The checksum of what a read at `revision` (0: now) finds. Compactions up to that revision do not change it, so members
+    /// agree whatever they have compacted and pruned.
+    pub fn hash_at(&self, access: &Access, revision: i64) -> Result<SpaceHash, StoreError> {
+        let space = self.space_of(access)?;
+        let _gate = self.shared.gate.read();
+        for _ in 0..TRIES {
+            let view = read::view(&self.shared, &space);
+            let at = view.revision_of(&pb::RangeRequest {
+                revision,
+                ..Default::default()
+            })?;
+            let hits: Vec<(Bytes, Version)> = {
+                let index = space.index.read();
+                let all = KeyRange::From(Bytes::new());
+                index
+                    .range(&all, at)
+                    .map(|(key, version)| (key.clone(), *version))
+                    .collect()
+            };
+            if let Some(hash) = sum_of(&view, &hits)?
+                && space.floor() <= at
+            {
+                return Ok(SpaceHash {
+                    hash,
+                    revision: at,
+                    floor: view.floor,
+                });
+            }
+        }
+        Err(StoreError::Compacted { floor: space.floor() })
+    }
+}
+
+/// None: a version was compacted away meanwhile.
+fn sum_of(view: &View<'_>, hits: &[(Bytes, Version)]) -> Result<Option<u64>, StoreError> {
+    let mut sum = Fnv(OFFSET);
+    for (key, version) in hits {
+        let Some(value) = view.value(key, version)? else {
+            return Ok(None);
+        };
+        sum.version(key, version, &value);
+    }
+    Ok(Some(sum.0))
 }
 
 fn collect(space: &Space, floor: i64, revision: i64) -> Vec<(Bytes, Version)> {

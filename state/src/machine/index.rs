@@ -23,7 +23,15 @@ pub(crate) struct Version {
     pub(crate) size: u32,
 }
 
+/// Bytes of the fixed parts of a version's two records in the engine: the version itself and its event.
+const RECORDS: u64 = 96;
+
 impl Version {
+    /// Bytes that a version of this key takes in the engine, before compression: both of its records have the key.
+    pub(crate) fn stored_bytes(&self, key: &[u8]) -> u64 {
+        stored_bytes(key.len(), self.size as usize)
+    }
+
     pub(crate) fn tombstone(modified: i64) -> Self {
         Self {
             modified,
@@ -37,6 +45,11 @@ impl Version {
     pub(crate) fn is_tombstone(&self) -> bool {
         self.version == 0
     }
+}
+
+/// Bytes that a version takes in the engine.
+pub(crate) fn stored_bytes(key: usize, value: usize) -> u64 {
+    RECORDS + 2 * key as u64 + value as u64
 }
 
 /// A range of keys, by the rules of the API.
@@ -137,6 +150,8 @@ impl History {
 #[derive(Default)]
 pub(crate) struct Index {
     keys: BTreeMap<Bytes, History>,
+    /// Sum of the versions' [`Version::stored_bytes`].
+    bytes: u64,
 }
 
 impl fmt::Debug for Index {
@@ -164,8 +179,14 @@ impl Index {
         })
     }
 
+    /// Bytes in the engine of all versions, history included.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Adds the newest version of a key.
     pub(crate) fn push(&mut self, key: &[u8], version: Version) {
+        self.bytes += version.stored_bytes(key);
         match self.keys.get_mut(key) {
             Some(history) => history.push(version),
             None => {
@@ -177,6 +198,7 @@ impl Index {
 
     /// Adds all versions of a key, oldest first, while the index is built anew.
     pub(crate) fn load(&mut self, key: Bytes, versions: Vec<Version>) {
+        self.bytes += versions.iter().map(|version| version.stored_bytes(&key)).sum::<u64>();
         let history = match versions.as_slice() {
             [one] => History::One(*one),
             _ => History::Many(versions),
@@ -208,6 +230,8 @@ impl Index {
         for key in empty {
             self.keys.remove(&key);
         }
+        let freed: u64 = removed.iter().map(|(key, version)| version.stored_bytes(key)).sum();
+        self.bytes = self.bytes.saturating_sub(freed);
         (removed, next)
     }
 
@@ -296,6 +320,7 @@ mod tests {
                 .collect();
             assert_eq!(left, want);
             assert_eq!(index.len(), usize::from(!want.is_empty()));
+            assert_eq!(index.bytes(), stored_bytes(1, 0) * want.len() as u64);
         }
     }
 }

@@ -8,7 +8,9 @@
 //! State in memory: per space an index of the versions of each key, without values, and the leases. Everything else is
 //! read from the engine, and memory is rebuilt from it at the start.
 
+mod alarm;
 mod check;
+pub mod export;
 mod hash;
 mod hub;
 mod index;
@@ -22,7 +24,7 @@ mod stage;
 mod txn;
 mod view;
 
-pub use check::{check_delete, check_put, check_range, check_txn, is_read_only};
+pub use check::{check_delete, check_put, check_range, check_txn, growth, is_read_only};
 
 use crate::engine::{Cf, EngineError, SharedEngine, WriteBatch};
 use crate::error::StoreError;

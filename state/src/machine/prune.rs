@@ -7,6 +7,7 @@ use crate::error::StoreError;
 use crate::keys;
 use crate::machine::Machine;
 use crate::machine::space::Space;
+use crate::store::Access;
 use bytes::Bytes;
 
 impl Machine {
@@ -19,10 +20,23 @@ impl Machine {
                 if !batch.is_empty() {
                     self.shared.engine.write(batch, false)?;
                 }
+                let done = space.pruning.lock().done;
+                space
+                    .pruned
+                    .send_if_modified(|known| std::mem::replace(known, done) != done);
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+}
+
+impl Machine {
+    /// Waits until what a compaction at `floor` made unreadable is removed here.
+    pub async fn pruned(&self, access: &Access, floor: i64) -> Result<(), StoreError> {
+        let mut pruned = self.space_of(access)?.pruned.subscribe();
+        let waited = pruned.wait_for(|done| *done >= floor).await;
+        waited.map(|_| ()).map_err(|_| StoreError::Stopped)
     }
 }
 

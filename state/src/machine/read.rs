@@ -133,7 +133,8 @@ enum Tried {
     Again,
 }
 
-fn view<'a>(shared: &'a Shared, space: &'a Space) -> View<'a> {
+/// What a reader sees now.
+pub(crate) fn view<'a>(shared: &'a Shared, space: &'a Space) -> View<'a> {
     // In this order: a floor is published after the revisions below it.
     let floor = space.floor();
     let revision = shared.revision();

@@ -6,6 +6,7 @@ use crate::error::StoreError;
 use crate::machine::index::Version;
 use crate::pb;
 use bytes::Bytes;
+use std::collections::BTreeSet;
 
 /// Format of all records; a newer one is refused.
 const FORMAT: u8 = 1;
@@ -192,24 +193,41 @@ impl StateRecord {
     }
 }
 
-/// A key space's numbers, in family `meta`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// An alarm of one member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Alarm {
+    pub(crate) member: u64,
+    /// [`pb::AlarmType`], as a number: one of a newer version is kept and shown.
+    pub(crate) kind: i32,
+}
+
+/// A key space's numbers, in family `meta`. Alarms follow the fixed fields, so that a record without any is as before.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SpaceRecord {
     pub(crate) floor: i64,
     pub(crate) fence: u64,
+    pub(crate) alarms: BTreeSet<Alarm>,
 }
 
 impl SpaceRecord {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        head(None, &[self.floor, self.fence.cast_signed()], 0)
+        let mut numbers = vec![self.floor, self.fence.cast_signed()];
+        for alarm in &self.alarms {
+            numbers.extend([alarm.member.cast_signed(), i64::from(alarm.kind)]);
+        }
+        head(None, &numbers, 0)
     }
 
     pub(crate) fn decode(raw: &[u8]) -> Result<Self, StoreError> {
         let mut fields = Fields::new("space", raw)?;
-        Ok(Self {
-            floor: fields.number()?,
-            fence: fields.number()?.cast_unsigned(),
-        })
+        let (floor, fence) = (fields.number()?, fields.number()?.cast_unsigned());
+        let mut alarms = BTreeSet::new();
+        while !fields.rest.is_empty() {
+            let (member, kind) = (fields.number()?.cast_unsigned(), fields.number()?);
+            let kind = i32::try_from(kind).map_err(|_| fields.short())?;
+            alarms.insert(Alarm { member, kind });
+        }
+        Ok(Self { floor, fence, alarms })
     }
 }
 
@@ -231,6 +249,15 @@ mod tests {
             prop_assert_eq!(version_value(&raw).unwrap(), value);
             let event = EventRecord { version: Version { size: 0, ..of }, previous, key: key.into() };
             prop_assert_eq!(EventRecord::decode(&event.encode(), modified).unwrap(), event);
+        }
+
+        #[test]
+        fn a_space_keeps_its_alarms(floor: i64, fence: u64, alarms: BTreeSet<(u64, i32)>) {
+            let alarms = alarms.into_iter().map(|(member, kind)| Alarm { member, kind }).collect();
+            let of = SpaceRecord { floor, fence, alarms };
+            let raw = of.encode();
+            prop_assert_eq!(SpaceRecord::decode(&raw).unwrap(), of);
+            prop_assert!(SpaceRecord::decode(&raw[..raw.len() - 1]).is_err());
         }
 
         #[test]

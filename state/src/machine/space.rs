@@ -4,11 +4,12 @@ use crate::error::StoreError;
 use crate::keys::{self, KeySpace};
 use crate::machine::hub::Hub;
 use crate::machine::index::{Index, Version};
-use crate::machine::record::{LeaseRecord, SpaceRecord};
+use crate::machine::record::{Alarm, LeaseRecord, SpaceRecord};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use tokio::sync::watch;
 
 /// Floor of a space that was never compacted; etcd's.
 pub(crate) const NO_FLOOR: i64 = -1;
@@ -46,6 +47,9 @@ pub(crate) struct Space {
     /// Floor after what is staged.
     staged_floor: AtomicI64,
     fence: AtomicU64,
+    pub(crate) alarms: Mutex<BTreeSet<Alarm>>,
+    /// Floor that the engine was pruned to, for those who wait for it.
+    pub(crate) pruned: watch::Sender<i64>,
 }
 
 impl Space {
@@ -63,6 +67,8 @@ impl Space {
             floor: AtomicI64::new(record.floor),
             staged_floor: AtomicI64::new(record.floor),
             fence: AtomicU64::new(record.fence),
+            alarms: Mutex::new(record.alarms),
+            pruned: watch::Sender::new(NO_FLOOR),
         }
     }
 
@@ -70,6 +76,7 @@ impl Space {
         SpaceRecord {
             floor: NO_FLOOR,
             fence: 0,
+            alarms: BTreeSet::new(),
         }
     }
 
@@ -101,6 +108,7 @@ impl Space {
         SpaceRecord {
             floor: self.staged_floor(),
             fence: self.fence(),
+            alarms: self.alarms.lock().clone(),
         }
     }
 
@@ -151,5 +159,7 @@ impl Space {
         self.stage_floor(fresh.staged_floor());
         self.publish_floor(fresh.floor());
         self.fence.store(fresh.fence(), Ordering::Release);
+        *self.alarms.lock() = std::mem::take(&mut *fresh.alarms.lock());
+        self.pruned.send_replace(NO_FLOOR);
     }
 }

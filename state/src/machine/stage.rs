@@ -8,7 +8,7 @@ use crate::machine::record::LeaseRecord;
 use crate::machine::space::{DROPPED, Lease, Space};
 use crate::machine::txn::Changes;
 use crate::machine::view::{Pending, header};
-use crate::machine::{COMMAND_VERSION, Fault, MAX_LEASE_TTL, MIN_LEASE_TTL, Shared, check};
+use crate::machine::{COMMAND_VERSION, Fault, MAX_LEASE_TTL, MIN_LEASE_TTL, Shared, alarm, check};
 use crate::pb::command::{self, command::Op, outcome::Answer};
 use crate::pb::{self, Command};
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,6 +82,7 @@ impl Stage {
             return self.drop_space(&space);
         }
         space.check_epoch(command.epoch).map_err(Fault::Refused)?;
+        alarm::check(&space, &op).map_err(Fault::Refused)?;
         match op {
             Op::Txn(txn) => {
                 check::check_txn(&txn).map_err(Fault::Refused)?;
@@ -95,6 +96,12 @@ impl Stage {
             }
             Op::LeaseKeepAlive(keep) => Ok(self.keep_alive(&space, keep.id)),
             Op::SetFence(fence) => self.set_fence(&space, fence.epoch),
+            Op::SetAlarm(change) => {
+                if alarm::set(&space, &change).map_err(Fault::Refused)? {
+                    self.put_record(&space);
+                }
+                Ok(Answer::Revision(self.revision))
+            }
             Op::DropSpace(_) | Op::ExpireLeases(_) | Op::ExtendLeases(_) => Err(unknown()),
         }
     }
