@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::step::{Step, elapsed};
 use crate::tidy::Finding;
-use crate::{cargo, deny, kube_tools, layers, packages, rocksdb, root, tidy};
+use crate::{cargo, deny, kube_clients, kube_tools, layers, packages, rocksdb, root, tidy};
 
 /// Everything that runs no product code.
 pub(crate) fn check() -> Result<()> {
@@ -70,6 +70,7 @@ fn locked() -> Option<&'static str> {
 pub(crate) fn test(args: &[String]) -> Result<ExitCode> {
     check()?;
     let tools = kube_tools::ensure()?;
+    let clients = kube_clients::ensure()?;
     let began = Instant::now();
     let mut command = Command::new(cargo());
     command
@@ -84,6 +85,7 @@ pub(crate) fn test(args: &[String]) -> Result<ExitCode> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .env("RUST_BACKTRACE", "1");
+    command.env("HANSE_KUBE_CLIENTS", clients);
     if let Some(dir) = tools {
         command.env("HANSE_KUBE_TOOLS", dir);
     }

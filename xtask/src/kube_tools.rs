@@ -26,15 +26,17 @@ const KWOK_STAGES: &[&str] = &[
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Versions {
+pub(crate) struct Versions {
     kubernetes: String,
     kwok: String,
     etcd: String,
+    /// Of a client; no part of what `up` needs.
+    pub(crate) vcluster: String,
     recipe: u32,
 }
 
 impl Versions {
-    fn read() -> Result<Self> {
+    pub(crate) fn read() -> Result<Self> {
         let path = folder().join("versions.toml");
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         toml::from_str(&text).with_context(|| format!("{} is malformed", path.display()))
@@ -45,13 +47,19 @@ impl Versions {
             kubernetes,
             kwok,
             etcd,
+            vcluster: _,
             recipe,
         } = self;
         cache::file_name(&format!("kubernetes-{kubernetes}-kwok-{kwok}-etcd-{etcd}-r{recipe}"))
     }
+
+    /// Key of the clients that only tests run.
+    pub(crate) fn clients_key(&self) -> String {
+        cache::file_name(&format!("clients-vcluster-{}-r{}", self.vcluster, self.recipe))
+    }
 }
 
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     root().join("deploy/kube-tools")
 }
 
@@ -166,7 +174,7 @@ fn build(step: &Step, versions: &Versions, scratch: &Path) -> Result<PathBuf> {
     Ok(out)
 }
 
-fn go_build(module: &Path, stamp: &str, out: &Path, package: &str) -> Command {
+pub(crate) fn go_build(module: &Path, stamp: &str, out: &Path, package: &str) -> Command {
     let mut go = Command::new("go");
     go.current_dir(module).env("CGO_ENABLED", "0").env_remove("GOFLAGS");
     go.args(["build", "-v", "-mod=readonly", "-trimpath", "-ldflags"]);
@@ -240,6 +248,7 @@ mod tests {
             kubernetes: "v1.2.3".into(),
             kwok: "v0.4.0".into(),
             etcd: "v3.5.6".into(),
+            vcluster: "v0.1.0".into(),
             recipe: 7,
         };
         assert_eq!(versions.key(), "kubernetes-v1.2.3-kwok-v0.4.0-etcd-v3.5.6-r7");

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod cache;
 mod check;
 mod deny;
+mod kube_clients;
 mod kube_tools;
 mod layers;
 mod packages;
@@ -55,6 +56,9 @@ enum Task {
         /// Print the folder only: no progress unless something has to be built
         #[arg(long)]
         dir: bool,
+        /// Build the clients that only tests run instead
+        #[arg(long, conflicts_with = "dir")]
+        clients: bool,
     },
 }
 
@@ -78,7 +82,11 @@ fn run(task: Task) -> Result<ExitCode> {
             packages::install()?;
             rocksdb::ensure()?;
         }
-        Task::KubeTools { dir } => return tools(dir),
+        Task::KubeTools { clients: true, .. } => {
+            packages::install()?;
+            println!("{}", kube_clients::ensure()?.display());
+        }
+        Task::KubeTools { dir, .. } => return tools(dir),
     }
     Ok(ExitCode::SUCCESS)
 }
