@@ -24,6 +24,8 @@ impl KindName {
 
 /// Kinds shared with vCluster Platform.
 pub const LOFT_GROUP: &str = "management.loft.sh";
+/// Kinds that vCluster Platform serves as it stores them.
+pub const STORAGE_GROUP: &str = "storage.loft.sh";
 /// Kinds that only Hanse has.
 pub const HANSE_GROUP: &str = "hanse.dev";
 
@@ -53,10 +55,22 @@ pub const PROJECTS: KindName = loft("Project", "projects", false);
 pub const CLUSTERS: KindName = loft("Cluster", "clusters", false);
 /// Tenant clusters.
 pub const VIRTUAL_CLUSTER_INSTANCES: KindName = loft("VirtualClusterInstance", "virtualclusterinstances", true);
-/// Users. Kept by the control plane; not served yet.
+/// Users.
 pub const USERS: KindName = loft("User", "users", false);
-/// Access keys, by id, with the hash of the secret. Kept by the control plane; not served yet.
+/// Teams.
+pub const TEAMS: KindName = loft("Team", "teams", false);
+/// Roles that administrators define.
+pub const CLUSTER_ROLE_TEMPLATES: KindName = loft("ClusterRoleTemplate", "clusterroletemplates", false);
+/// Access keys, by id, with the hash of the secret. The name under which they are stored.
 pub const ACCESS_KEYS: KindName = loft("AccessKey", "accesskeys", false);
+/// Access keys, as they are served.
+pub const STORAGE_ACCESS_KEYS: KindName = KindName {
+    group: STORAGE_GROUP,
+    version: "v1",
+    kind: "AccessKey",
+    plural: "accesskeys",
+    namespaced: false,
+};
 /// Regions.
 pub const REGIONS: KindName = hanse("Region", "regions", false);
 /// Servers.

@@ -1,22 +1,25 @@
 //! May he? The decision itself is [`hanse_api::access::decide`]; here its inputs are gathered.
 
 use crate::apiserver::backend::Backend;
-use hanse_api::access::{Action, Decision, Principal, Roles, Target, decide};
-use hanse_api::kinds::PROJECTS;
-use hanse_api::name::project_of_namespace;
-use hanse_api::resources::Project;
+use hanse_api::access::{
+    Action, Decision, GROUP_ADMINS, GROUP_TEAM_PREFIX, Membership, ObjectAccess, PolicyRule, Principal, Role, Roles,
+    Target, decide,
+};
+use hanse_api::kinds::{KindName, PROJECTS, USERS, VIRTUAL_CLUSTER_INSTANCES};
+use hanse_api::name::{check_label, project_namespace, project_of_namespace};
+use hanse_api::resources::{Project, ProjectSpec, User};
 use hanse_api::status::{Reason, Status};
 use hanse_state::objects::ObjectKey;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::collections::HashMap;
 
-/// Role of a project's member that has every right in it.
-pub(crate) const PROJECT_ADMIN: &str = "loft-management-project-admin";
-
-/// Roles of one principal, read once per project.
+/// What is known of one principal, each part read once.
 pub(crate) struct RoleCache<'a> {
     backend: &'a Backend,
     principal: &'a Principal,
-    seen: HashMap<String, Roles>,
+    management: Option<Vec<Role>>,
+    projects: HashMap<String, Membership>,
 }
 
 impl<'a> RoleCache<'a> {
@@ -24,51 +27,130 @@ impl<'a> RoleCache<'a> {
         Self {
             backend,
             principal,
-            seen: HashMap::new(),
+            management: None,
+            projects: HashMap::new(),
         }
     }
 
-    /// Roles that count for objects of `project`.
-    pub(crate) async fn of_project(&mut self, project: &str) -> Roles {
-        if let Some(roles) = self.seen.get(project) {
-            return roles.clone();
+    /// What counts for an object of `project`; `spec` is the object's.
+    pub(crate) async fn of(&mut self, project: Option<&str>, spec: Option<&Value>) -> Roles {
+        // Administrators need no roles, and a scope asks for none.
+        if self.principal.is_in(GROUP_ADMINS) {
+            return Roles::default();
         }
-        let roles = self.read(project).await;
-        self.seen.insert(project.to_owned(), roles.clone());
+        let project = match project.filter(|p| check_label(p).is_ok()) {
+            Some(project) => self.membership(project).await,
+            None => Membership::default(),
+        };
+        Roles {
+            management: self.management().await,
+            project,
+            object: spec.map(ObjectAccess::of).unwrap_or_default(),
+        }
+    }
+
+    /// Roles that hold everywhere: the user's own and those of his teams.
+    pub(crate) async fn management(&mut self) -> Vec<Role> {
+        if let Some(known) = &self.management {
+            return known.clone();
+        }
+        let roles = management_roles(self.backend, self.principal).await;
+        self.management = Some(roles.clone());
         roles
     }
 
-    async fn read(&self, project: &str) -> Roles {
-        let key = ObjectKey::new(&PROJECTS, "", project);
-        // This server's own copy: decisions go on while it is cut off from the quorum. A read that fails gives no rights.
-        let stored = match self.backend.objects.get_local(&key).await {
-            Ok(Some(stored)) => stored,
-            Ok(None) => return Roles::default(),
-            Err(error) => {
-                tracing::warn!(%error, project, "members of a project cannot be read; its roles do not count");
-                return Roles::default();
-            }
+    /// Roles in one project.
+    pub(crate) async fn membership(&mut self, project: &str) -> Membership {
+        if let Some(known) = self.projects.get(project) {
+            return known.clone();
+        }
+        let found: Option<Project> = local(self.backend, &ObjectKey::new(&PROJECTS, "", project)).await;
+        let membership = match found {
+            Some(found) => membership(self.backend, self.principal, project, &found.spec).await,
+            None => Membership::default(),
         };
-        match serde_json::from_slice::<Project>(&stored.value) {
-            Ok(object) if is_admin(&object, self.principal) => Roles {
-                project_admin: vec![project.to_owned()],
-            },
-            Ok(_) => Roles::default(),
-            Err(error) => {
-                tracing::warn!(%error, project, "a project cannot be read; its roles do not count");
-                Roles::default()
-            }
+        self.projects.insert(project.to_owned(), membership.clone());
+        membership
+    }
+}
+
+/// The roles that a project gives.
+pub(crate) async fn membership(
+    backend: &Backend,
+    principal: &Principal,
+    project: &str,
+    spec: &ProjectSpec,
+) -> Membership {
+    let directory = backend.directory.snapshot().await.unwrap_or_default();
+    Membership::of(principal, project, spec, &|name| directory.project_role(name))
+}
+
+async fn management_roles(backend: &Backend, principal: &Principal) -> Vec<Role> {
+    let directory = backend.directory.snapshot().await.unwrap_or_default();
+    let mut names: Vec<String> = Vec::new();
+    if !principal.user.starts_with(GROUP_TEAM_PREFIX)
+        && let Some(user) = local::<User>(backend, &ObjectKey::new(&USERS, "", &principal.user)).await
+    {
+        names.extend(user.spec.cluster_roles.into_iter().map(|r| r.name));
+    }
+    for team in principal.teams().filter_map(|t| directory.team(t)) {
+        names.extend(team.cluster_roles.iter().map(|r| r.name.clone()));
+    }
+    names.sort();
+    names.dedup();
+    names.iter().filter_map(|name| directory.role(name)).collect()
+}
+
+/// This server's own copy: decisions go on while it is cut off from the quorum. What cannot be read gives no rights.
+async fn local<T: DeserializeOwned>(backend: &Backend, key: &ObjectKey) -> Option<T> {
+    let stored = match backend.objects.get_local(key).await {
+        Ok(stored) => stored?,
+        Err(error) => {
+            tracing::warn!(%error, kind = key.kind.kind, name = key.name, "cannot be read; it gives no rights");
+            return None;
+        }
+    };
+    match serde_json::from_slice(&stored.value) {
+        Ok(object) => Some(object),
+        Err(error) => {
+            tracing::warn!(%error, kind = key.kind.kind, name = key.name, "cannot be read; it gives no rights");
+            None
         }
     }
 }
 
-fn is_admin(project: &Project, principal: &Principal) -> bool {
-    let names = |name: &str| name == "*" || name == principal.user;
-    project
-        .spec
-        .members
-        .iter()
-        .any(|m| m.kind == "User" && m.cluster_role == PROJECT_ADMIN && names(&m.name))
+/// `spec` of the tenant cluster that a target names: on it is written who may do what with it. One that was made elsewhere a moment ago is asked for at the leader.
+async fn spec_of(backend: &Backend, target: &Target<'_>) -> Option<Value> {
+    let key = match *target {
+        Target::Tenant { project, name } => {
+            ObjectKey::new(&VIRTUAL_CLUSTER_INSTANCES, project_namespace(project), name)
+        }
+        Target::Resource {
+            group,
+            resource,
+            namespace: Some(namespace),
+            name: Some(name),
+            ..
+        } => {
+            let kind = VIRTUAL_CLUSTER_INSTANCES;
+            if (kind.group, kind.plural) != (group, resource) {
+                return None;
+            }
+            ObjectKey::new(&kind, namespace, name)
+        }
+        Target::Resource { .. } | Target::Path(_) | Target::Cluster { .. } => return None,
+    };
+    let named = check_label(project_of_namespace(&key.namespace)?).is_ok()
+        && hanse_api::name::check_subdomain(&key.name).is_ok();
+    if !named {
+        return None;
+    }
+    if let Some(mut object) = local::<Value>(backend, &key).await {
+        return Some(object["spec"].take());
+    }
+    let stored = backend.objects.get(&key).await.ok()??;
+    let mut object: Value = serde_json::from_slice(&stored.value).ok()?;
+    Some(object["spec"].take())
 }
 
 fn project_of<'a>(target: &Target<'a>) -> Option<&'a str> {
@@ -87,12 +169,23 @@ fn project_of<'a>(target: &Target<'a>) -> Option<&'a str> {
     }
 }
 
+/// Everything that counts for a decision about `target`.
+pub(crate) async fn facts(backend: &Backend, principal: &Principal, target: &Target<'_>) -> Roles {
+    if principal.is_in(GROUP_ADMINS) {
+        return Roles::default();
+    }
+    let mut roles = RoleCache::new(backend, principal).of(project_of(target), None).await;
+    if let Some(spec) = spec_of(backend, target).await {
+        roles.object = ObjectAccess::of(&spec);
+    }
+    roles
+}
+
 /// Roles that count in `namespace`.
 pub(crate) async fn roles_in(backend: &Backend, principal: &Principal, namespace: &str) -> Roles {
-    match project_of_namespace(namespace).filter(|p| hanse_api::name::check_label(p).is_ok()) {
-        Some(project) => RoleCache::new(backend, principal).of_project(project).await,
-        None => Roles::default(),
-    }
+    RoleCache::new(backend, principal)
+        .of(project_of_namespace(namespace), None)
+        .await
 }
 
 /// Refuses with 403 unless `principal` may do every one of `verbs` on `target`.
@@ -119,16 +212,75 @@ pub(crate) async fn decision(
     action: &Action<'_>,
     target: &Target<'_>,
 ) -> Decision {
-    let roles = match project_of(target) {
-        Some(project) if hanse_api::name::check_label(project).is_ok() => {
-            RoleCache::new(backend, principal).of_project(project).await
-        }
-        Some(_) | None => Roles::default(),
-    };
-    decide(principal, action, target, &roles)
+    decide(principal, action, target, &facts(backend, principal, target).await)
 }
 
-fn forbidden(principal: &Principal, verb: &str, target: &Target<'_>) -> Box<Status> {
+/// Who asks for a change, and what he may beside it.
+#[derive(Clone, Copy)]
+pub(crate) struct Asker<'a> {
+    pub(crate) backend: &'a Backend,
+    pub(crate) principal: &'a Principal,
+}
+
+impl Asker<'_> {
+    /// Refuses with 403 unless he may do `verb` on an object of `kind`, or on the part `part` of it.
+    pub(crate) async fn require(
+        &self,
+        verb: &str,
+        kind: &KindName,
+        part: Option<&str>,
+        (namespace, name): (&str, Option<&str>),
+    ) -> Result<(), Box<Status>> {
+        let target = Target::Resource {
+            group: kind.group,
+            resource: kind.plural,
+            subresource: part,
+            namespace: Some(namespace).filter(|n| !n.is_empty()),
+            name,
+        };
+        authorize(self.backend, self.principal, &[verb], &target).await
+    }
+
+    /// Whether his management roles hold all of a rule.
+    pub(crate) async fn holds(&self, rule: &PolicyRule) -> bool {
+        if !self.principal.scope.is_everything() {
+            return false;
+        }
+        let roles = management_roles(self.backend, self.principal).await;
+        let may = |verb: &str, target: &Target<'_>| roles.iter().any(|r| r.allows(verb, target));
+        let names: Vec<Option<&str>> = match rule.resource_names.as_slice() {
+            [] => vec![None],
+            names => names.iter().map(|n| Some(n.as_str())).collect(),
+        };
+        rule.verbs.iter().all(|verb| {
+            let on_resources = rule.api_groups.iter().all(|group| {
+                rule.resources.iter().all(|resource| {
+                    let (resource, subresource) = resource
+                        .split_once('/')
+                        .map_or((resource.as_str(), None), |(r, s)| (r, Some(s)));
+                    names.iter().all(|name| {
+                        let target = Target::Resource {
+                            group,
+                            resource,
+                            subresource,
+                            namespace: None,
+                            name: *name,
+                        };
+                        may(verb, &target)
+                    })
+                })
+            });
+            on_resources && rule.non_resource_urls.iter().all(|url| may(verb, &Target::Path(url)))
+        })
+    }
+
+    /// Whether he may do everything.
+    pub(crate) fn is_admin(&self) -> bool {
+        self.principal.is_in(GROUP_ADMINS) && self.principal.scope.is_everything()
+    }
+}
+
+pub(crate) fn forbidden(principal: &Principal, verb: &str, target: &Target<'_>) -> Box<Status> {
     let user = &principal.user;
     let message = match target {
         Target::Resource {

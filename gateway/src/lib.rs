@@ -4,7 +4,7 @@
 //! - [`listen`]: TLS, HTTP/1.1 and HTTP/2 on one port, limits, drain.
 //! - `middleware`: what every request goes through, in one order.
 //! - `router`: from a path to the part that answers.
-//! - `authn`, `authz`: who asks, and whether he may.
+//! - `authn`, `authz`: who asks, and whether he may; `directory`: teams and roles, kept at hand.
 //! - `kinds`, `apiserver`: the table of kinds, and the machinery around it.
 //! - `proxy`: requests for other API servers; the outgoing request is built anew from what is allowed.
 //! - `ops`: health, version, metrics.
@@ -16,6 +16,7 @@ mod apiserver;
 mod authn;
 mod authz;
 mod body;
+mod directory;
 mod error;
 mod kinds;
 mod listen;
@@ -36,6 +37,7 @@ pub use parts::{ClusterStatus, GatewayParts, Limits};
 use apiserver::backend::Backend;
 use authn::Authenticator;
 use authn::revocation::{Changes, watch_rights};
+use directory::Directory;
 use hanse_runtime::shutdown::{Phase, Shutdown};
 use meters::Meters;
 use std::fmt;
@@ -70,16 +72,19 @@ pub(crate) struct Inner {
 impl Gateway {
     /// Puts a gateway together. It begins to follow changes of keys, users and projects at once.
     pub fn new(parts: GatewayParts) -> Self {
+        let (changes, generation) = watch_rights(&parts.objects, &parts.clock, &parts.rng, &parts.supervisor);
+        let directory = Directory::new(parts.objects.clone(), generation);
         let backend = Backend {
             objects: parts.objects.clone(),
             clock: parts.clock.clone(),
             rng: parts.rng.clone(),
             cluster_status: Arc::clone(&parts.cluster_status),
             ca_sha256: parts.ca_sha256.clone(),
+            directory: directory.clone(),
         };
         let inner = Inner {
-            authenticator: Authenticator::new(parts.objects.clone(), parts.clock.clone()),
-            changes: watch_rights(&parts.objects, &parts.clock, &parts.rng, &parts.supervisor),
+            authenticator: Authenticator::new(parts.objects.clone(), parts.clock.clone(), directory),
+            changes,
             requests: Arc::new(Semaphore::new(parts.limits.requests)),
             streams: Arc::new(Semaphore::new(parts.limits.streams)),
             meters: Meters::new(&parts.metrics),

@@ -9,18 +9,17 @@
 //! 7. Impersonation: who the request runs as.
 //! 8. The route, with its own authorization; short requests with a deadline.
 
-use crate::apiserver::{self, ApiRequest};
+use crate::apiserver::{self, ApiRequest, EndOf};
 use crate::authn::{Identity, impersonate};
 use crate::body::{Body, Response};
 use crate::meters::Counted;
 use crate::proxy::path::RequestInfo;
 use crate::proxy::{self, Proxied, Upstream};
 use crate::query::Query;
-use crate::rights::{OwnedTarget, Right};
+use crate::rights::{Ending, OwnedTarget, Right};
 use crate::router::{Probe, Route, route};
 use crate::{Inner, answer, authz, ops};
 use futures::FutureExt;
-use futures::future::BoxFuture;
 use hanse_api::access::{Principal, Target};
 use hanse_api::status::{Reason, Status};
 use hanse_runtime::clock::timeout;
@@ -173,15 +172,15 @@ async fn management(
     })
 }
 
-/// Completes when a watch must end early. It holds the watch's place among the long-running requests.
+/// What completes when a watch must end early. It holds the watch's place among the long-running requests.
 fn watch_end(
     inner: &Arc<Inner>,
     info: &RequestInfo,
     identity: &Identity,
     principal: &Principal,
-) -> Result<BoxFuture<'static, ()>, Box<Status>> {
+) -> Result<EndOf, Box<Status>> {
     if !info.is_resource || info.verb != "watch" {
-        return Ok(futures::future::pending().boxed());
+        return Ok(Box::new(|_partial| futures::future::pending().boxed()));
     }
     let target = OwnedTarget::Resource {
         group: info.group.clone(),
@@ -195,14 +194,19 @@ fn watch_end(
         impersonated,
         verbs: vec![info.verb.clone()],
         target,
+        partial: false,
     };
     let (place, inner) = (inner.place()?, Arc::clone(inner));
-    let end = async move {
-        let _place = place;
-        tokio::select! {
-            () = right.ended(Arc::clone(&inner)) => {}
-            () = inner.drain() => {}
-        }
+    let end = move |partial: bool| {
+        let right = Right { partial, ..right };
+        let end = async move {
+            let _place = place;
+            tokio::select! {
+                ending = right.ended(Arc::clone(&inner)) => ending,
+                () = inner.drain() => Ending::Over,
+            }
+        };
+        end.boxed()
     };
-    Ok(end.boxed())
+    Ok(Box::new(end))
 }

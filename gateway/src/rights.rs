@@ -2,10 +2,11 @@
 //! also ends the watches and shells that were opened with it.
 
 use crate::authn::Identity;
+use crate::authz::RoleCache;
 use crate::meters::Counted;
 use crate::{Inner, authz};
 use futures::future::{BoxFuture, FutureExt};
-use hanse_api::access::{GROUP_ADMINS, Principal, Target};
+use hanse_api::access::{GROUP_ADMINS, Principal, Role, Target};
 use hanse_api::status::{Reason, Status};
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
@@ -49,6 +50,15 @@ impl OwnedTarget {
     }
 }
 
+/// Why a request that goes on for long must end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// The caller is nobody any more, or the server drains.
+    Over,
+    /// The caller is still known, but what he may see is not what it was: a watch that went on from here would miss things.
+    Changed,
+}
+
 /// By which right a request runs.
 #[derive(Clone)]
 pub(crate) struct Right {
@@ -57,6 +67,9 @@ pub(crate) struct Right {
     pub(crate) impersonated: Option<Principal>,
     pub(crate) verbs: Vec<String>,
     pub(crate) target: OwnedTarget,
+    /// Whether it shows only what the caller may get by himself: then it goes on while he may not have all, and is in the
+    /// same groups.
+    pub(crate) partial: bool,
 }
 
 /// A place among the requests that may go on for long. Dropping it frees it.
@@ -67,8 +80,9 @@ pub(crate) struct Place {
 
 impl Right {
     /// Completes when the right has ended.
-    pub(crate) async fn ended(self, inner: Arc<Inner>) {
+    pub(crate) async fn ended(self, inner: Arc<Inner>) -> Ending {
         let mut changes = inner.changes.clone();
+        let roles = self.roles(&inner).await;
         loop {
             let clock = &inner.parts.clock;
             let expiry: BoxFuture<'static, ()> = match self.identity.expires {
@@ -79,28 +93,46 @@ impl Right {
                 () = changes.changed() => {}
                 () = expiry => {}
             }
-            if !self.holds(&inner).await {
-                return;
+            if let Some(ending) = self.lost(&inner, &roles).await {
+                return ending;
             }
         }
     }
 
-    async fn holds(&self, inner: &Inner) -> bool {
-        let lost = |error: &Status| matches!(error.reason, Reason::Unauthorized | Reason::Forbidden);
+    fn principal(&self) -> &Principal {
+        self.impersonated.as_ref().unwrap_or(&self.identity.principal)
+    }
+
+    /// Management roles of a caller who sees a part: with others he may see another one.
+    async fn roles(&self, inner: &Inner) -> Vec<Role> {
+        if self.partial {
+            RoleCache::new(&inner.backend, self.principal()).management().await
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// How the right has ended, if it has.
+    async fn lost(&self, inner: &Inner, roles: &[Role]) -> Option<Ending> {
         let now = match inner.authenticator.again(&self.identity).await {
             Ok(now) => now,
             // A store that cannot be read revokes nothing.
-            Err(error) => return !lost(&error),
+            Err(error) => return (error.reason == Reason::Unauthorized).then_some(Ending::Over),
         };
         if self.impersonated.is_some() && !now.principal.is_in(GROUP_ADMINS) {
-            return false;
+            return Some(Ending::Over);
         }
         let principal = self.impersonated.as_ref().unwrap_or(&now.principal);
         let verbs: Vec<&str> = self.verbs.iter().map(String::as_str).collect();
-        match authz::authorize(&inner.backend, principal, &verbs, &self.target.borrow()).await {
-            Ok(()) => true,
-            Err(error) => !lost(&error),
+        let may = authz::authorize(&inner.backend, principal, &verbs, &self.target.borrow()).await;
+        if !self.partial {
+            return may
+                .err()
+                .filter(|e| e.reason == Reason::Forbidden)
+                .map(|_| Ending::Changed);
         }
+        let same = principal == self.principal() && self.roles(inner).await == roles;
+        (may.is_ok() || !same).then_some(Ending::Changed)
     }
 }
 

@@ -117,7 +117,7 @@ impl Maker<'_> {
                 user.spec = UserSpec {
                     username: admin.user.clone(),
                     groups: vec![GROUP_ADMINS.to_owned()],
-                    disabled: false,
+                    ..UserSpec::default()
                 };
             }
         })

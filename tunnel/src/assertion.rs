@@ -201,6 +201,7 @@ fn decode(bytes: &[u8]) -> Result<Claims, TunnelError> {
             uid: wire.uid,
             groups: wire.groups,
             extra,
+            ..Principal::default()
         },
         cluster: wire.cluster,
         target: if wire.tenant.is_empty() {

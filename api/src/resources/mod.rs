@@ -6,9 +6,10 @@ pub mod internal;
 pub mod project;
 pub mod region;
 pub mod server;
+pub mod user;
 pub mod virtual_cluster_instance;
 
-pub use access_key::{AccessKey, AccessKeySpec, User, UserSpec};
+pub use access_key::{AccessKey, AccessKeySpec};
 pub use cluster::{Cluster, ClusterSpec, ClusterStatus};
 pub use internal::{
     EnrolmentToken, EnrolmentTokenSpec, IntentObject, RegionLease, RegionLeaseSpec, TenantStore, TenantStoreSpec,
@@ -16,6 +17,9 @@ pub use internal::{
 pub use project::{Project, ProjectSpec, ProjectStatus};
 pub use region::{Region, RegionSpec, RegionStatus};
 pub use server::{GroupProgress, Server, ServerSpec, ServerStatus};
+pub use user::{
+    ClusterRoleTemplate, ClusterRoleTemplateSpec, EntityInfo, RoleName, Team, TeamSpec, User, UserSpec, UserStatus,
+};
 pub use virtual_cluster_instance::{ClusterRef, Phase, VciSpec, VciStatus, VirtualClusterInstance};
 
 use crate::status::Cause;

@@ -1,6 +1,7 @@
 //! What the API server stands on: the registry and the sources of time, chance and live status.
 
 use super::object;
+use crate::directory::Directory;
 use crate::parts::ClusterStatus;
 use hanse_api::kinds::KindName;
 use hanse_api::status::{Cause, Details, Reason, Status};
@@ -28,6 +29,8 @@ pub(crate) struct Backend {
     pub(crate) cluster_status: Arc<dyn ClusterStatus>,
     /// SHA-256 of the system's CA certificate, for enrolment tokens.
     pub(crate) ca_sha256: String,
+    /// Teams and roles.
+    pub(crate) directory: Directory,
 }
 
 impl Backend {

@@ -201,6 +201,7 @@ async fn commit(
         Some(apply) => apply::enter(None, &mut object, &apply::made(call, apply, now)),
         None => apply::track(call, Managed::default(), None, &mut object, now)?,
     }
+    call.kind.admit_change(call.asker(backend), None, &object).await?;
     let guards = call.kind.admit_create(backend, &object).await?;
     let key = ObjectKey::new(names, call.namespace(), &name);
     if call.dry_run {

@@ -4,14 +4,16 @@ use super::backend::{Backend, failed};
 use super::object;
 use super::special::typed;
 use crate::authn::{access_key, enrolment_token};
-use hanse_api::Timestamp;
-use hanse_api::access::Principal;
-use hanse_api::kinds::{ACCESS_KEYS, CLUSTERS, ENROLMENT_TOKENS, LOFT_GROUP, USERS};
+use crate::authz::Asker;
+use hanse_api::access::{GROUP_TEAM_PREFIX, Owner, Principal, SCOPE_ROLES, Scope};
+use hanse_api::kinds::{
+    ACCESS_KEYS, CLUSTERS, ENROLMENT_TOKENS, KindName, LOFT_GROUP, STORAGE_ACCESS_KEYS, TEAMS, USERS,
+};
 use hanse_api::meta::ObjectMeta;
-use hanse_api::resources::{AccessKey, AccessKeySpec, Cluster, EnrolmentToken, EnrolmentTokenSpec, User};
+use hanse_api::resources::{AccessKey, AccessKeySpec, Cluster, EnrolmentToken, EnrolmentTokenSpec, Team, User};
 use hanse_api::status::{Cause, Reason, Status};
 use hanse_runtime::pki::sha256_hex;
-use hanse_state::objects::{ObjectError, ObjectKey, Op, Page};
+use hanse_state::objects::{ObjectError, ObjectKey, Op, Page, Stored};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -39,54 +41,151 @@ fn new_id(backend: &Backend) -> String {
     backend.rng.uuid().replace('-', "").chars().take(12).collect()
 }
 
-/// What a caller wants of a new key, checked.
-struct WantedKey {
-    name: String,
-    display_name: String,
-    expires: Option<Timestamp>,
+/// For whom a key is wanted, and by which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// By its owner, or a member of the team that it is for.
+    Owned,
+    /// By somebody who administers keys.
+    Administered,
 }
 
-fn wanted_key(backend: &Backend, principal: &Principal, wanted: &Value) -> Result<WantedKey, Box<Status>> {
-    let spec = &wanted["spec"];
+impl Way {
+    const fn names(self) -> (&'static str, &'static KindName) {
+        match self {
+            Self::Owned => ("OwnedAccessKey", &OWNED),
+            Self::Administered => ("AccessKey", &STORAGE_ACCESS_KEYS),
+        }
+    }
+}
+
+const OWNED: KindName = KindName {
+    group: LOFT_GROUP,
+    version: "v1",
+    kind: "OwnedAccessKey",
+    plural: "ownedaccesskeys",
+    namespaced: false,
+};
+/// Types of keys that can be asked for.
+const TYPES: &[&str] = &["", "User", "Login"];
+
+/// What a caller wants of a new key, checked. The secret comes later.
+fn wanted_key(backend: &Backend, principal: &Principal, way: Way, wanted: &Value) -> Result<AccessKey, Box<Status>> {
     let name = match object::name(wanted) {
         "" => new_id(backend),
         name => name.to_owned(),
     };
-    let fault = |field: &str, message: String| Err(invalid("OwnedAccessKey", &name, field, message));
+    let fault = |(field, message): (&str, String)| invalid(way.names().0, &name, field, message);
     if let Err(why) = hanse_api::name::check_label(&name) {
-        return fault("metadata.name", format!("Invalid value: {name:?}: {why}"));
+        return Err(fault(("metadata.name", format!("Invalid value: {name:?}: {why}"))));
     }
-    let owner = spec["user"]
-        .as_str()
-        .filter(|u| !u.is_empty())
-        .unwrap_or(&principal.user);
-    if owner != principal.user {
-        return fault(
-            "spec.user",
-            format!("Invalid value: {owner:?}: a key can be made for oneself only"),
-        );
+    let spec = &wanted["spec"];
+    let owner = wanted_owner(principal, way, spec).map_err(fault)?;
+    let life = wanted_life(spec).map_err(fault)?;
+    let text = |field: &str| spec[field].as_str().unwrap_or_default().to_owned();
+    if !spec["key"].is_null() && spec["key"] != "" {
+        // Only the server knows how random it is.
+        return Err(fault((
+            "spec.key",
+            "Invalid value: the key is made by the server".into(),
+        )));
+    }
+    let kind = text("type");
+    if !TYPES.contains(&kind.as_str()) {
+        let message = format!("Unsupported value: {kind:?}: supported values: \"User\", \"Login\"");
+        return Err(fault(("spec.type", message)));
     }
     // A key that can do more than was asked for would be worse than none.
-    if spec["scope"].as_object().is_some_and(|s| !s.is_empty()) {
-        return fault(
-            "spec.scope",
-            "Invalid value: scopes of access keys are not supported yet".into(),
-        );
+    if let Some(why) = scope_fault(&spec["scope"]) {
+        return Err(fault(("spec.scope", why)));
+    }
+    Ok(AccessKey {
+        api_version: ACCESS_KEYS.api_version(),
+        kind: ACCESS_KEYS.kind.into(),
+        metadata: new_meta(backend, &name),
+        spec: AccessKeySpec {
+            display_name: text("displayName"),
+            user: owner.user,
+            team: owner.team,
+            kind: if kind.is_empty() { "User".into() } else { kind },
+            scope: serde_json::from_value(spec["scope"].clone()).unwrap_or_default(),
+            expires: life.map(|life| backend.clock.wall().plus(life)),
+            ..AccessKeySpec::default()
+        },
+        status: (),
+    })
+}
+
+/// Whose key it shall be: the caller's, where nobody is named.
+fn wanted_owner(principal: &Principal, way: Way, spec: &Value) -> Result<Owner, (&'static str, String)> {
+    let text = |field: &str| spec[field].as_str().unwrap_or_default().to_owned();
+    let mut owner = Owner {
+        user: text("user"),
+        team: text("team"),
+    };
+    if owner == Owner::default() {
+        match principal.user.strip_prefix(GROUP_TEAM_PREFIX) {
+            Some(own) => own.clone_into(&mut owner.team),
+            None => owner.user.clone_from(&principal.user),
+        }
+    }
+    if !owner.user.is_empty() && !owner.team.is_empty() {
+        let message = "Invalid value: a key is a user's or a team's, not both";
+        return Err(("spec.team", message.into()));
+    }
+    if way == Way::Owned && !owner.is(principal) {
+        let (field, name) = match owner.team.as_str() {
+            "" => ("spec.user", owner.user),
+            _ => ("spec.team", owner.team),
+        };
+        let message = format!("Invalid value: {name:?}: a key can be made for oneself or a team of one's own only");
+        return Err((field, message));
+    }
+    Ok(owner)
+}
+
+/// How long it shall hold.
+fn wanted_life(spec: &Value) -> Result<Option<Duration>, (&'static str, String)> {
+    if spec["ttlAfterLastActivity"].as_i64().is_some_and(|n| n != 0) {
+        return Err((
+            "spec.ttlAfterLastActivity",
+            "Invalid value: is not supported yet".into(),
+        ));
     }
     let ttl = spec["ttl"].as_i64().unwrap_or(0);
     if !(0..=KEY_LIFE_MAX).contains(&ttl) {
-        return fault(
-            "spec.ttl",
-            format!("Invalid value: {ttl}: must be from 0 to {KEY_LIFE_MAX} seconds"),
-        );
+        let message = format!("Invalid value: {ttl}: must be from 0 to {KEY_LIFE_MAX} seconds");
+        return Err(("spec.ttl", message));
     }
-    let expires = (ttl > 0).then(|| backend.clock.wall().plus(Duration::from_secs(ttl.unsigned_abs())));
-    let display_name = spec["displayName"].as_str().unwrap_or_default().to_owned();
-    Ok(WantedKey {
-        name,
-        display_name,
-        expires,
-    })
+    Ok((ttl > 0).then(|| Duration::from_secs(ttl.unsigned_abs())))
+}
+
+/// What is wrong with a scope: a part that is not understood would narrow nothing.
+fn scope_fault(scope: &Value) -> Option<String> {
+    let Some(parts) = scope.as_object() else {
+        return (!scope.is_null()).then(|| "Invalid value: must be an object".to_owned());
+    };
+    let known = ["roles", "projects", "virtualClusters", "clusters"];
+    let used = |v: &Value| !(v.is_null() || *v == false || v.as_array().is_some_and(Vec::is_empty));
+    if let Some((part, _)) = parts.iter().find(|(k, v)| !known.contains(&k.as_str()) && used(v)) {
+        return Some(format!(
+            "Invalid value: {part:?} is not supported; there are {}",
+            known.join(", ")
+        ));
+    }
+    let read: Scope = match serde_json::from_value(scope.clone()) {
+        Ok(read) => read,
+        Err(error) => return Some(format!("Invalid value: {error}")),
+    };
+    if !parts.is_empty() && parts.values().any(used) && read.is_everything() {
+        return Some("Invalid value: it narrows nothing".into());
+    }
+    let role = read.roles.iter().find(|r| !SCOPE_ROLES.contains(&r.role.as_str()))?;
+    Some(format!(
+        "Unsupported value: {:?}: supported roles: {}",
+        role.role,
+        SCOPE_ROLES.join(", ")
+    ))
 }
 
 /// Metadata of an object that is made now.
@@ -100,48 +199,62 @@ fn new_meta(backend: &Backend, name: &str) -> ObjectMeta {
     }
 }
 
-/// Makes a key for the caller; the answer is the only place where its secret is ever seen.
-pub(super) async fn create_key(backend: &Backend, principal: &Principal, wanted: &Value) -> Result<Value, Box<Status>> {
-    let WantedKey {
-        name,
-        display_name,
-        expires,
-    } = wanted_key(backend, principal, wanted)?;
-    let user: User = typed(backend, &USERS, &principal.user).await?;
-    let secret = backend.rng.token();
-    let key = AccessKey {
-        api_version: ACCESS_KEYS.api_version(),
-        kind: ACCESS_KEYS.kind.into(),
-        metadata: new_meta(backend, &name),
-        spec: AccessKeySpec {
-            display_name,
-            user: user.metadata.name,
-            secret_sha256: sha256_hex(secret.as_bytes()),
-            expires,
-            disabled: false,
-        },
-        status: (),
+/// Makes a key; the answer is the only place where its secret is ever seen.
+pub(super) async fn create_key(
+    backend: &Backend,
+    principal: &Principal,
+    way: Way,
+    wanted: &Value,
+) -> Result<Value, Box<Status>> {
+    let mut key = wanted_key(backend, principal, way, wanted)?;
+    let AccessKeySpec { user, team, .. } = &key.spec;
+    if team.is_empty() {
+        typed::<User>(backend, &USERS, user).await?;
+    } else {
+        typed::<Team>(backend, &TEAMS, team).await?;
+    }
+    let asker = Asker { backend, principal };
+    let owner = Owner {
+        user: user.clone(),
+        team: team.clone(),
     };
+    if way == Way::Administered && !owner.is(principal) {
+        // Whoever has somebody's key is that somebody.
+        let (kind, name) = if team.is_empty() {
+            (&USERS, user)
+        } else {
+            (&TEAMS, team)
+        };
+        asker.require("impersonate", kind, None, ("", Some(name))).await?;
+    }
+    let (name, secret) = (key.metadata.name.clone(), backend.rng.token());
+    key.spec.secret_sha256 = sha256_hex(secret.as_bytes());
     let op = Op::Create {
         key: ObjectKey::new(&ACCESS_KEYS, "", &name),
         value: stored_json(&key)?,
     };
-    commit_new(backend, op, "ownedaccesskeys", &name).await?;
-    let mut made = owned_key(&key);
+    commit_new(backend, op, way.names().1.plural, &name).await?;
+    let mut made = shown(&key, way);
     made["spec"]["key"] = access_key(&name, &secret).into();
     Ok(made)
 }
 
-fn owned_key(key: &AccessKey) -> Value {
-    json!({
-        "kind": "OwnedAccessKey",
-        "apiVersion": "management.loft.sh/v1",
-        "metadata": key.metadata,
-        "spec": {
-            "displayName": key.spec.display_name, "user": key.spec.user, "type": "User", "disabled": key.spec.disabled,
-            "expires": key.spec.expires,
-        },
-    })
+/// A key without anything secret.
+fn shown(key: &AccessKey, way: Way) -> Value {
+    let mut spec = serde_json::to_value(&key.spec).unwrap_or_default();
+    if let Some(spec) = spec.as_object_mut() {
+        spec.remove("secretSha256");
+    }
+    let (kind, names) = way.names();
+    json!({ "kind": kind, "apiVersion": names.api_version(), "metadata": key.metadata, "spec": spec })
+}
+
+fn is_his(key: &AccessKey, principal: &Principal) -> bool {
+    let owner = Owner {
+        user: key.spec.user.clone(),
+        team: key.spec.team.clone(),
+    };
+    owner.is(principal)
 }
 
 fn stored_json(object: &impl serde::Serialize) -> Result<bytes::Bytes, Box<Status>> {
@@ -161,7 +274,7 @@ async fn commit_new(backend: &Backend, op: Op, plural: &str, name: &str) -> Resu
     }
 }
 
-/// The caller's keys, without anything secret.
+/// The keys of the caller and his teams, without anything secret.
 pub(super) async fn list_keys(backend: &Backend, principal: &Principal) -> Result<Value, Box<Status>> {
     let mut items = Vec::new();
     let mut page = Page {
@@ -176,7 +289,7 @@ pub(super) async fn list_keys(backend: &Backend, principal: &Principal) -> Resul
             .map_err(|e| failed(&e))?;
         for stored in &list.items {
             match serde_json::from_value::<AccessKey>(Backend::parse(stored)?) {
-                Ok(key) if key.spec.user == principal.user && items.len() < MAX_KEYS => items.push(owned_key(&key)),
+                Ok(key) if is_his(&key, principal) && items.len() < MAX_KEYS => items.push(shown(&key, Way::Owned)),
                 Ok(_) => {}
                 Err(error) => tracing::error!(%error, name = stored.name, "a stored access key cannot be read"),
             }
@@ -193,8 +306,8 @@ pub(super) async fn list_keys(backend: &Backend, principal: &Principal) -> Resul
     }))
 }
 
-/// Ends a key of the caller.
-pub(super) async fn delete_key(backend: &Backend, principal: &Principal, name: &str) -> Result<Value, Box<Status>> {
+/// A key of the caller or a team of his, as stored; that there are others is not told.
+async fn owned(backend: &Backend, principal: &Principal, name: &str) -> Result<(Stored, AccessKey), Box<Status>> {
     let missing = || Box::new(Status::not_found(LOFT_GROUP, "ownedaccesskeys", name));
     let key = ObjectKey::new(&ACCESS_KEYS, "", name);
     let stored = backend
@@ -203,10 +316,24 @@ pub(super) async fn delete_key(backend: &Backend, principal: &Principal, name: &
         .await
         .map_err(|e| failed(&e))?
         .ok_or_else(missing)?;
-    let owned = serde_json::from_slice::<AccessKey>(&stored.value).is_ok_and(|k| k.spec.user == principal.user);
-    if !owned {
-        return Err(missing());
+    let found: AccessKey = serde_json::from_value(Backend::parse(&stored)?).map_err(|_| missing())?;
+    if is_his(&found, principal) {
+        Ok((stored, found))
+    } else {
+        Err(missing())
     }
+}
+
+/// One key of the caller.
+pub(super) async fn get_key(backend: &Backend, principal: &Principal, name: &str) -> Result<Value, Box<Status>> {
+    let (_, key) = owned(backend, principal, name).await?;
+    Ok(shown(&key, Way::Owned))
+}
+
+/// Ends a key of the caller.
+pub(super) async fn delete_key(backend: &Backend, principal: &Principal, name: &str) -> Result<Value, Box<Status>> {
+    let (stored, _) = owned(backend, principal, name).await?;
+    let key = ObjectKey::new(&ACCESS_KEYS, "", name);
     backend
         .objects
         .commit(vec![Op::Delete {

@@ -3,7 +3,7 @@
 use super::backend::{Backend, failed};
 use super::options::{ListOptions, Token, Version};
 use super::table::ListMeta;
-use super::{Call, no_such};
+use super::{Call, no_such, object};
 use crate::answer;
 use crate::authz::RoleCache;
 use crate::body::Response;
@@ -80,8 +80,9 @@ pub(crate) struct Scope<'a> {
 }
 
 /// Whether the caller may get one object: the same decision as for a request for it.
-async fn may_get(kind: &dyn Kind, principal: &Principal, roles: &mut RoleCache<'_>, stored: &Stored) -> bool {
-    let Some(project) = kind.project(&stored.namespace, &stored.name) else {
+pub(crate) async fn may_get(kind: &dyn Kind, principal: &Principal, roles: &mut RoleCache<'_>, object: &Value) -> bool {
+    let (namespace, name) = (object::meta_text(object, "namespace"), object::name(object));
+    let Some(project) = kind.project(namespace, name) else {
         return false;
     };
     let names = kind.names();
@@ -89,14 +90,15 @@ async fn may_get(kind: &dyn Kind, principal: &Principal, roles: &mut RoleCache<'
         group: names.group,
         resource: names.plural,
         subresource: None,
-        namespace: Some(stored.namespace.as_str()).filter(|n| !n.is_empty()),
-        name: Some(&stored.name),
+        namespace: Some(namespace).filter(|n| !n.is_empty()),
+        name: Some(name),
     };
+    let spec = Some(&object["spec"]).filter(|_| names.namespaced);
     decide(
         principal,
         &Action { verb: "get" },
         &target,
-        &roles.of_project(project).await,
+        &roles.of(Some(project), spec).await,
     )
     .allowed
 }
@@ -129,11 +131,11 @@ pub(crate) async fn collect(
         meta.revision = list.revision;
         page.revision = list.revision;
         for (at, stored) in list.items.iter().enumerate() {
-            if scope.own_only && !may_get(kind, caller.principal, &mut roles, stored).await {
-                continue;
-            }
             let value = kind.present(Backend::parse(stored)?);
             if !options.selector.matches(&value) {
+                continue;
+            }
+            if scope.own_only && !may_get(kind, caller.principal, &mut roles, &value).await {
                 continue;
             }
             items.push(value);

@@ -22,10 +22,12 @@ mod update;
 mod watch;
 
 use crate::authn::Identity;
+use crate::authz::Asker;
 use crate::body::{self, Body, Response};
 use crate::kinds::{self, Caller, Kind};
 use crate::proxy::path::{self, RequestInfo};
 use crate::query::Query;
+use crate::rights::Ending;
 use crate::router::Probe;
 use crate::{answer, authz, ops};
 use backend::Backend;
@@ -52,9 +54,12 @@ pub(crate) struct ApiRequest<'a> {
     pub(crate) identity: &'a Identity,
     /// Who the request runs as; differs when the caller impersonates.
     pub(crate) principal: &'a Principal,
-    /// Completes when a long answer must end early.
-    pub(crate) end: BoxFuture<'static, ()>,
+    /// Makes what completes when a long answer must end early.
+    pub(crate) end: EndOf,
 }
+
+/// Told whether the answer shows only a part of what there is.
+pub(crate) type EndOf = Box<dyn FnOnce(bool) -> BoxFuture<'static, Ending> + Send>;
 
 /// A request for objects of one kind.
 #[derive(Clone, Copy)]
@@ -90,6 +95,13 @@ impl Call<'_> {
 
     fn status(&self) -> bool {
         self.info.subresource == "status"
+    }
+
+    fn asker<'a>(&'a self, backend: &'a Backend) -> Asker<'a> {
+        Asker {
+            backend,
+            principal: self.principal,
+        }
     }
 
     fn caller(&self) -> Caller<'_> {
@@ -156,7 +168,11 @@ async fn resource(
     let own_only = match may {
         Ok(()) => false,
         // Whoever may not see all sees what is his.
-        Err(status) if status.reason == Reason::Forbidden && shows_a_part(kind, info) => true,
+        Err(status) if status.reason == Reason::Forbidden => match part(backend, request.principal, kind, info).await {
+            Part::His => true,
+            Part::Hidden => return Err(no_such(kind, &info.name)),
+            Part::None => return Err(status),
+        },
         Err(status) => return Err(status),
     };
     let status = info.subresource == "status" && kind.has_status();
@@ -192,10 +208,31 @@ async fn resource(
     }
 }
 
-/// Whether a request is for a list over all projects of a kind whose objects belong to projects.
-fn shows_a_part(kind: &dyn Kind, info: &RequestInfo) -> bool {
-    let everywhere = info.namespace.is_empty() && info.name.is_empty() && info.subresource.is_empty();
-    info.verb == "list" && everywhere && kind.project("p-x", "x").is_some()
+/// What becomes of a request for what the caller may not see as a whole.
+enum Part {
+    /// He is shown what he may get by himself.
+    His,
+    /// A member of the project is told that there is no such object: whether others have one of that name is not his to know.
+    Hidden,
+    /// Nothing.
+    None,
+}
+
+async fn part(backend: &Backend, principal: &Principal, kind: &dyn Kind, info: &RequestInfo) -> Part {
+    if !info.subresource.is_empty() || kind.project("p-x", "x").is_none() {
+        return Part::None;
+    }
+    let many = info.name.is_empty() && matches!(info.verb.as_str(), "list" | "watch");
+    if info.namespace.is_empty() {
+        return if many { Part::His } else { Part::None };
+    }
+    let roles = authz::roles_in(backend, principal, &info.namespace).await;
+    match (many, info.verb.as_str()) {
+        _ if !roles.project.is_some() => Part::None,
+        (true, _) => Part::His,
+        (false, "get") => Part::Hidden,
+        (false, _) => Part::None,
+    }
 }
 
 /// What a request is about, for the authorizer.

@@ -2,18 +2,21 @@
 //! endpoints below objects.
 
 use super::backend::{Backend, failed};
+use super::keys::{self, Way};
 use super::negotiation::{content_type, decode};
-use super::{ApiRequest, keys, not_allowed, protobuf, target, unknown};
+use super::{ApiRequest, not_allowed, protobuf, target, unknown};
+use crate::authn::{Identity, effective};
 use crate::proxy::path::RequestInfo;
 use crate::{answer, authz, body};
-use hanse_api::access::{self, Action, Principal, RuleTarget, Target};
-use hanse_api::kinds::{CLUSTERS, LOFT_GROUP, PROJECTS, USERS};
-use hanse_api::name::PROJECT_NAMESPACE_PREFIX;
-use hanse_api::resources::{Project, User};
+use hanse_api::access::{self, Action, Decision, GROUP_ADMINS, GROUP_TEAM_PREFIX, Principal, Target};
+use hanse_api::kinds::{CLUSTERS, LOFT_GROUP, PROJECTS, STORAGE_GROUP, USERS};
+use hanse_api::name::{PROJECT_NAMESPACE_PREFIX, check_subdomain};
+use hanse_api::resources::{EntityInfo, Project, User};
 use hanse_api::status::{Reason, Status};
 use hanse_state::objects::{ObjectKey, Page};
 use http::StatusCode;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// A resource without objects, for discovery.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +46,14 @@ pub(crate) static ALL: &[Special] = &[
         plural: "ownedaccesskeys",
         singular: "ownedaccesskey",
         kind: "OwnedAccessKey",
-        verbs: &["create", "delete", "list"],
+        verbs: &["create", "delete", "get", "list"],
+    },
+    Special {
+        group: LOFT_GROUP,
+        plural: "subjectaccessreviews",
+        singular: "subjectaccessreview",
+        kind: "SubjectAccessReview",
+        verbs: CREATE,
     },
     Special {
         group: LOFT_GROUP,
@@ -57,6 +67,13 @@ pub(crate) static ALL: &[Special] = &[
         plural: "selfsubjectaccessreviews",
         singular: "selfsubjectaccessreview",
         kind: "SelfSubjectAccessReview",
+        verbs: CREATE,
+    },
+    Special {
+        group: AUTHORIZATION,
+        plural: "subjectaccessreviews",
+        singular: "subjectaccessreview",
+        kind: "SubjectAccessReview",
         verbs: CREATE,
     },
     Special {
@@ -89,9 +106,12 @@ pub(crate) fn is_special(info: &RequestInfo) -> bool {
     let below = below
         && matches!(
             (info.resource.as_str(), info.subresource.as_str()),
-            ("projects", "clusters" | "templates") | ("clusters", "enrolmenttoken")
+            ("projects", "clusters" | "templates" | "members") | ("clusters", "enrolmenttoken")
         );
-    below || find(info).is_some()
+    // Keys are made here and looked at as other objects.
+    let makes_key =
+        (info.group.as_str(), info.resource.as_str(), info.verb.as_str()) == (STORAGE_GROUP, "accesskeys", "create");
+    below || makes_key || find(info).is_some()
 }
 
 /// Answers it.
@@ -126,7 +146,7 @@ pub(crate) async fn serve(
     let created = |value: Value| Ok(answer::json(StatusCode::CREATED, &value));
     let ok = |value: Value| Ok(answer::json(StatusCode::OK, &value));
     match (info.resource.as_str(), info.subresource.as_str(), info.verb.as_str()) {
-        ("selves", _, _) => created(selves(backend, &identity.key, principal).await?),
+        ("selves", _, _) => created(selves(backend, identity, principal).await?),
         ("selfsubjectreviews", _, _) => created(self_review(principal)),
         ("selfsubjectaccessreviews", _, _) => {
             let spec = if is_proto {
@@ -144,10 +164,16 @@ pub(crate) async fn serve(
             };
             created(rules_review(backend, principal, &namespace).await)
         }
-        ("ownedaccesskeys", _, "create") => created(keys::create_key(backend, principal, &value()?).await?),
+        ("subjectaccessreviews", _, _) => created(subject_review(backend, &info.group, &value()?["spec"]).await?),
+        ("accesskeys", "", "create") => {
+            created(keys::create_key(backend, principal, Way::Administered, &value()?).await?)
+        }
+        ("ownedaccesskeys", _, "create") => created(keys::create_key(backend, principal, Way::Owned, &value()?).await?),
+        ("ownedaccesskeys", _, "get") => ok(keys::get_key(backend, principal, &info.name).await?),
         ("ownedaccesskeys", _, "list") => ok(keys::list_keys(backend, principal).await?),
         ("ownedaccesskeys", _, "delete") => ok(keys::delete_key(backend, principal, &info.name).await?),
         ("projects", "clusters", "get") => ok(project_clusters(backend, &info.name).await?),
+        ("projects", "members", "get") => ok(project_members(backend, &info.name).await?),
         ("projects", "templates", "get") => ok(json!({
             "kind": "ProjectTemplates", "apiVersion": "management.loft.sh/v1", "metadata": { "name": info.name },
             "virtualClusterTemplates": [], "spaceTemplates": [],
@@ -177,22 +203,70 @@ pub(super) async fn typed<T: serde::de::DeserializeOwned>(
     })
 }
 
-async fn selves(backend: &Backend, key: &str, principal: &Principal) -> Result<Value, Box<Status>> {
-    let user: User = typed(backend, &USERS, &principal.user).await?;
+async fn selves(backend: &Backend, identity: &Identity, principal: &Principal) -> Result<Value, Box<Status>> {
+    let directory = backend.directory.snapshot().await?;
+    let mut status = json!({
+        "subject": principal.user,
+        "uid": principal.uid,
+        "groups": principal.groups,
+        "accessKey": identity.key,
+        "accessKeyType": if identity.kind.is_empty() { "User" } else { &identity.kind },
+        "projectNamespacePrefix": PROJECT_NAMESPACE_PREFIX,
+    });
+    if !principal.scope.is_everything() {
+        status["accessKeyScope"] = json!(principal.scope);
+    }
+    if let Some(team) = principal.user.strip_prefix(GROUP_TEAM_PREFIX) {
+        status["team"] = json!(directory.entity(team));
+    } else {
+        let user: User = typed(backend, &USERS, &principal.user).await?;
+        let teams: Vec<EntityInfo> = principal.teams().map(|t| directory.entity(t)).collect();
+        status["user"] = json!({
+            "name": user.metadata.name, "username": user.spec.username, "displayName": user.spec.display_name,
+            "email": user.spec.email, "teams": teams,
+        });
+    }
     Ok(json!({
-        "kind": "Self",
-        "apiVersion": "management.loft.sh/v1",
-        "metadata": {},
-        "spec": {},
-        "status": {
-            "user": { "name": user.metadata.name, "username": user.spec.username },
-            "subject": principal.user,
-            "uid": principal.uid,
-            "groups": principal.groups,
-            "accessKey": key,
-            "accessKeyType": "User",
-            "projectNamespacePrefix": PROJECT_NAMESPACE_PREFIX,
-        },
+        "kind": "Self", "apiVersion": "management.loft.sh/v1", "metadata": {}, "spec": {}, "status": status,
+    }))
+}
+
+/// Members as a project names them, and its owner; administrators of the whole are not among them.
+async fn project_members(backend: &Backend, name: &str) -> Result<Value, Box<Status>> {
+    let project: Project = typed(backend, &PROJECTS, name).await?;
+    let directory = backend.directory.snapshot().await?;
+    let owner = |kind: &str| {
+        project
+            .spec
+            .other
+            .get("owner")
+            .and_then(|o| o[kind].as_str())
+            .unwrap_or_default()
+    };
+    let named = |kind: &str, owner: &str| {
+        let members = project
+            .spec
+            .members
+            .iter()
+            .filter(|m| m.kind == kind)
+            .map(|m| m.name.clone());
+        let owner = Some(owner.to_owned()).filter(|o| !o.is_empty());
+        members.chain(owner).collect::<BTreeSet<String>>()
+    };
+    let mut users = Vec::new();
+    for user in named("User", owner("user")) {
+        let found = typed::<User>(backend, &USERS, &user).await;
+        let spec = found.map(|u| u.spec).unwrap_or_default();
+        let (display_name, username) = (spec.display_name, spec.username);
+        users.push(json!({ "info": EntityInfo { name: user, display_name, username } }));
+    }
+    let teams: Vec<Value> = named("Team", owner("team"))
+        .iter()
+        .map(|team| json!({ "info": directory.entity(team) }))
+        .collect();
+    Ok(json!({
+        "kind": "ProjectMembers", "apiVersion": "management.loft.sh/v1", "metadata": { "name": name },
+        "users": users, "teams": teams,
     }))
 }
 
@@ -243,56 +317,81 @@ async fn rules_review(backend: &Backend, principal: &Principal, namespace: &str)
     let roles = authz::roles_in(backend, principal, namespace).await;
     let (mut resource_rules, mut path_rules) = (Vec::new(), Vec::new());
     for rule in access::rules(principal, namespace, &roles) {
-        match rule.on {
-            RuleTarget::Resources {
-                groups,
-                resources,
-                names,
-            } => {
-                let mut shown = json!({ "verbs": rule.verbs, "apiGroups": groups, "resources": resources });
-                if !names.is_empty() {
-                    shown["resourceNames"] = json!(names);
-                }
-                resource_rules.push(shown);
+        if rule.non_resource_urls.is_empty() {
+            let mut shown = json!({ "verbs": rule.verbs, "apiGroups": rule.api_groups, "resources": rule.resources });
+            if !rule.resource_names.is_empty() {
+                shown["resourceNames"] = json!(rule.resource_names);
             }
-            RuleTarget::Paths(paths) => path_rules.push(json!({ "verbs": rule.verbs, "nonResourceURLs": paths })),
+            resource_rules.push(shown);
+        } else {
+            path_rules.push(json!({ "verbs": rule.verbs, "nonResourceURLs": rule.non_resource_urls }));
         }
     }
+    // Rights that single objects give, and what the scope of a key takes away, are not told.
+    let incomplete = !principal.is_in(GROUP_ADMINS) || !principal.scope.is_everything();
     json!({
         "kind": "SelfSubjectRulesReview",
         "apiVersion": "authorization.k8s.io/v1",
         "metadata": {},
         "spec": {},
-        "status": { "resourceRules": resource_rules, "nonResourceRules": path_rules, "incomplete": false },
+        "status": { "resourceRules": resource_rules, "nonResourceRules": path_rules, "incomplete": incomplete },
     })
 }
 
 async fn access_review(backend: &Backend, group: &str, principal: &Principal, spec: Value) -> Value {
-    let decision = {
-        let text = |pointer: &str| spec.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let some = |pointer: &str| Some(text(pointer)).filter(|t| !t.is_empty());
-        let path = text("/nonResourceAttributes/path");
-        let (verb, target) = if path.is_empty() {
-            let target = Target::Resource {
-                group: text("/resourceAttributes/group"),
-                resource: text("/resourceAttributes/resource"),
-                subresource: some("/resourceAttributes/subresource"),
-                namespace: some("/resourceAttributes/namespace"),
-                name: some("/resourceAttributes/name"),
-            };
-            (text("/resourceAttributes/verb"), target)
-        } else {
-            (text("/nonResourceAttributes/verb"), Target::Path(path))
-        };
-        authz::decision(backend, principal, &Action { verb }, &target).await
+    let decision = reviewed(backend, principal, &spec).await;
+    review("SelfSubjectAccessReview", group, spec, &decision)
+}
+
+/// The same about somebody else. One of our users has his own groups beside those that are named.
+async fn subject_review(backend: &Backend, group: &str, spec: &Value) -> Result<Value, Box<Status>> {
+    let user = spec["user"].as_str().unwrap_or_default();
+    let groups = spec["groups"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let groups: Vec<String> = groups.iter().filter_map(|g| g.as_str().map(str::to_owned)).collect();
+    if user.is_empty() && groups.is_empty() {
+        let message = "a review needs spec.user or spec.groups";
+        return Err(Box::new(Status::new(Reason::BadRequest, message)));
+    }
+    let mut principal = match typed::<User>(backend, &USERS, user).await {
+        Ok(found) if check_subdomain(user).is_ok() => effective(&*backend.directory.snapshot().await?, found),
+        Ok(_) | Err(_) => Principal {
+            user: user.to_owned(),
+            ..Principal::default()
+        },
     };
+    principal.groups.extend(groups);
+    let decision = reviewed(backend, &principal, spec).await;
+    Ok(review("SubjectAccessReview", group, spec.clone(), &decision))
+}
+
+fn review(kind: &str, group: &str, spec: Value, decision: &Decision) -> Value {
     json!({
-        "kind": "SelfSubjectAccessReview",
+        "kind": kind,
         "apiVersion": format!("{group}/v1"),
         "metadata": {},
         "spec": spec,
         "status": { "allowed": decision.allowed, "reason": decision.reason },
     })
+}
+
+/// The decision about what a review asks. Entering a tenant cluster is the verb `use` on its object.
+async fn reviewed(backend: &Backend, principal: &Principal, spec: &Value) -> Decision {
+    let text = |pointer: &str| spec.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let some = |pointer: &str| Some(text(pointer)).filter(|t| !t.is_empty());
+    let path = text("/nonResourceAttributes/path");
+    let (verb, target) = if path.is_empty() {
+        let target = Target::Resource {
+            group: text("/resourceAttributes/group"),
+            resource: text("/resourceAttributes/resource"),
+            subresource: some("/resourceAttributes/subresource"),
+            namespace: some("/resourceAttributes/namespace"),
+            name: some("/resourceAttributes/name"),
+        };
+        (text("/resourceAttributes/verb"), target)
+    } else {
+        (text("/nonResourceAttributes/verb"), Target::Path(path))
+    };
+    authz::decision(backend, principal, &Action { verb }, &target).await
 }
 
 async fn project_clusters(backend: &Backend, name: &str) -> Result<Value, Box<Status>> {

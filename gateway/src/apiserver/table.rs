@@ -68,7 +68,8 @@ impl Shaper {
     }
 
     /// One object.
-    pub(crate) fn one(&self, value: Value, now: Timestamp) -> Value {
+    pub(crate) fn one(&self, mut value: Value, now: Timestamp) -> Value {
+        self.kind.conceal(&mut value);
         match self.form {
             Form::Objects | Form::Discovery => self.typed(value),
             Form::Table(version) => {
@@ -80,7 +81,8 @@ impl Shaper {
     }
 
     /// The object of a watch event; `first` says whether none came before.
-    pub(crate) fn event(&self, value: Value, first: bool, now: Timestamp) -> Value {
+    pub(crate) fn event(&self, mut value: Value, first: bool, now: Timestamp) -> Value {
+        self.kind.conceal(&mut value);
         match self.form {
             Form::Table(version) => {
                 let meta = json!({ "resourceVersion": object::meta_text(&value, "resourceVersion") });
@@ -115,7 +117,8 @@ impl Shaper {
     }
 
     /// A list.
-    pub(crate) fn list(&self, items: Vec<Value>, meta: &ListMeta, now: Timestamp) -> Value {
+    pub(crate) fn list(&self, mut items: Vec<Value>, meta: &ListMeta, now: Timestamp) -> Value {
+        items.iter_mut().for_each(|item| self.kind.conceal(item));
         let names = self.kind.names();
         match self.form {
             Form::Objects | Form::Discovery => json!({

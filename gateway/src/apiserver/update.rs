@@ -120,6 +120,9 @@ async fn change(
         let base = apply::base(&typed, &new);
         let mut merged = merged(call, &current, new)?;
         let old = stored_form(call, &current)?;
+        if !call.status() {
+            call.kind.admit_change(call.asker(backend), Some(&old), &merged).await?;
+        }
         match managed {
             Some(managed) => apply::enter(Some(&old), &mut merged, &managed),
             None => apply::track(call, base, Some(&old), &mut merged, now)?,

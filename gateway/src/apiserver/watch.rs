@@ -1,18 +1,22 @@
 //! Watch: one JSON object per line, in the order of revisions, until the time is up, the caller's rights end or the
 //! server drains.
 
-use super::Call;
 use super::backend::{Backend, expired, failed};
-use super::list::{Scope, collect};
+use super::list::{Scope, collect, may_get};
 use super::options::{ListOptions, Version};
 use super::selector::Selector;
 use super::table::Shaper;
+use super::{Call, EndOf};
+use crate::authz::{RoleCache, membership};
 use crate::body::{Body, Response};
 use crate::kinds::Caller;
+use crate::rights::Ending;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream;
-use hanse_api::access::Principal;
+use hanse_api::access::{Action, Membership, Principal, Roles, Target, decide};
+use hanse_api::kinds::PROJECTS;
+use hanse_api::resources::Project;
 use hanse_api::status::Status;
 use hanse_runtime::BoxError;
 use hanse_state::objects::{ObjectError, ObjectEvent, ObjectWatch, Stored};
@@ -31,28 +35,29 @@ const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 
 /// Starts a watch. `end` completes when it must end early.
-pub(crate) async fn watch(
-    backend: &Backend,
-    call: &Call<'_>,
-    end: BoxFuture<'static, ()>,
-) -> Result<Response, Box<Status>> {
+pub(crate) async fn watch(backend: &Backend, call: &Call<'_>, end: EndOf) -> Result<Response, Box<Status>> {
     let shaper = call.shaper()?;
     let options = ListOptions::read(call.query, true)?;
-    let mut watcher = Watcher {
+    let sight = Sight {
         backend: backend.clone(),
         shaper,
         selector: options.selector.clone(),
         principal: call.principal.clone(),
+        own_only: call.own_only,
+    };
+    let mut watcher = Watcher {
+        sight,
         extended: call.caller().extended,
         namespace: call.namespace_filter().map(str::to_owned),
         source: None,
+        memberships: None,
         ready: VecDeque::new(),
         seen: 0,
         first: true,
         bookmarks: options.bookmarks,
         bookmark_at: backend.clock.sleep(BOOKMARK_EVERY),
         over: backend.clock.sleep(life(backend, &options)),
-        end,
+        end: end(call.own_only),
         ended: false,
     };
     watcher.start(&options).await?;
@@ -76,13 +81,12 @@ fn life(backend: &Backend, options: &ListOptions) -> Duration {
 }
 
 struct Watcher {
-    backend: Backend,
-    shaper: Shaper,
-    selector: Selector,
-    principal: Principal,
+    sight: Sight,
     extended: bool,
     namespace: Option<String>,
     source: Option<ObjectWatch>,
+    /// Of projects, for a caller who sees a part of other objects: what he may see changes with them.
+    memberships: Option<ObjectWatch>,
     /// Lines that can be sent now.
     ready: VecDeque<Bytes>,
     /// Everything up to this revision was sent.
@@ -91,14 +95,75 @@ struct Watcher {
     bookmarks: bool,
     bookmark_at: BoxFuture<'static, ()>,
     over: BoxFuture<'static, ()>,
-    end: BoxFuture<'static, ()>,
+    end: BoxFuture<'static, Ending>,
     ended: bool,
+}
+
+/// What a watch shows of what changes.
+struct Sight {
+    backend: Backend,
+    shaper: Shaper,
+    selector: Selector,
+    principal: Principal,
+    /// Whether only what the caller may get by himself is shown.
+    own_only: bool,
+}
+
+impl Sight {
+    async fn roles_by(&self, project: &Stored) -> Option<Membership> {
+        let object: Project = serde_json::from_slice(&project.value).ok()?;
+        Some(membership(&self.backend, &self.principal, &project.name, &object.spec).await)
+    }
+
+    /// The object, if it is among what the caller asked for and may see.
+    async fn selected(&self, stored: &Stored, revision: i64) -> Option<Value> {
+        let value = match Backend::parse(stored) {
+            Ok(value) => self.shaper.kind.present(at_revision(value, revision)),
+            Err(error) => {
+                tracing::error!(%error, "a watched object cannot be read and is left out");
+                return None;
+            }
+        };
+        if !self.selector.matches(&value) {
+            return None;
+        }
+        if self.own_only {
+            // By the object as it was: a change of its owner is an end for the one and a beginning for the other.
+            let mut roles = RoleCache::new(&self.backend, &self.principal);
+            let seen = match self.shaper.kind.stored_as() == &PROJECTS {
+                true => self.is_member(stored).await,
+                false => may_get(self.shaper.kind, &self.principal, &mut roles, &value).await,
+            };
+            if !seen {
+                return None;
+            }
+        }
+        Some(value)
+    }
+
+    /// For projects themselves: by the members that are written in this state of the project.
+    async fn is_member(&self, project: &Stored) -> bool {
+        let roles = Roles {
+            management: RoleCache::new(&self.backend, &self.principal).management().await,
+            project: self.roles_by(project).await.unwrap_or_default(),
+            ..Roles::default()
+        };
+        let target = Target::Resource {
+            group: PROJECTS.group,
+            resource: PROJECTS.plural,
+            subresource: None,
+            namespace: None,
+            name: Some(&project.name),
+        };
+        decide(&self.principal, &Action { verb: "get" }, &target, &roles).allowed
+    }
 }
 
 enum Turn {
     Source(Option<Result<ObjectEvent, ObjectError>>),
+    Membership(Option<Result<ObjectEvent, ObjectError>>),
     Bookmark,
-    Over,
+    Ended(Ending),
 }
 
 impl Watcher {
@@ -110,13 +175,24 @@ impl Watcher {
             (None, Version::AtLeast(_) | Version::Exactly(_)) => false,
         };
         if let Version::AtLeast(revision) | Version::Exactly(revision) = options.version {
-            self.backend.caught_up(revision).await?;
+            self.sight.backend.caught_up(revision).await?;
             self.seen = revision;
         }
+        if !initial && self.seen == 0 {
+            self.seen = self.sight.backend.objects.store().revision();
+        }
+        // Roles are read at this state or a later one: a change of them after it is noticed.
+        let judged = if initial {
+            self.sight.backend.objects.store().revision()
+        } else {
+            self.seen
+        };
         if initial {
             self.initial(options).await?;
-        } else if self.seen == 0 {
-            self.seen = self.backend.objects.store().revision();
+        }
+        if self.sight.own_only && self.sight.shaper.kind.stored_as() != &PROJECTS {
+            let projects = self.sight.backend.objects.watch(&PROJECTS, None, judged.max(1)).await;
+            self.memberships = Some(projects.map_err(|e| failed(&e))?);
         }
         self.connect().await.map_err(|e| failed(&e))
     }
@@ -128,15 +204,15 @@ impl Watcher {
             ..options.clone()
         };
         let caller = Caller {
-            principal: &self.principal,
+            principal: &self.sight.principal,
             extended: self.extended,
         };
         let listed = collect(
-            &self.backend,
-            self.shaper.kind,
+            &self.sight.backend,
+            self.sight.shaper.kind,
             Scope {
                 namespace: self.namespace.as_deref(),
-                own_only: false,
+                own_only: self.sight.own_only,
             },
             &options,
             caller,
@@ -147,17 +223,18 @@ impl Watcher {
         }
         self.seen = listed.meta.revision;
         if options.initial_events == Some(true) {
-            self.line("BOOKMARK", &self.shaper.bookmark(self.seen, true));
+            self.line("BOOKMARK", &self.sight.shaper.bookmark(self.seen, true));
         }
         Ok(())
     }
 
     async fn connect(&mut self) -> Result<(), ObjectError> {
-        let kind = self.shaper.kind.stored_as();
+        let kind = self.sight.shaper.kind.stored_as();
         // Revision 0 would mean "from now on" and lose what happens in between; every store begins above it.
         let after = self.seen.max(1);
         self.source = Some(
-            self.backend
+            self.sight
+                .backend
                 .objects
                 .watch(kind, self.namespace.as_deref(), after)
                 .await?,
@@ -178,23 +255,51 @@ impl Watcher {
                 Turn::Source(Some(Err(error))) => self.fail(&failed(&error)),
                 Turn::Source(None) => self.finish(),
                 Turn::Bookmark => {
-                    self.bookmark_at = self.backend.clock.sleep(BOOKMARK_EVERY);
+                    self.bookmark_at = self.sight.backend.clock.sleep(BOOKMARK_EVERY);
                     self.bookmark();
                 }
-                Turn::Over => self.finish(),
+                Turn::Membership(event) => self.membership(event).await,
+                Turn::Ended(Ending::Over) => self.finish(),
+                // Whoever went on from the last revision would miss what he may see since, so he is sent to list anew.
+                Turn::Ended(Ending::Changed) => self.fail(&expired()),
             }
         }
     }
 
     async fn turn(&mut self) -> Turn {
         let Some(source) = &mut self.source else {
-            return Turn::Over;
+            return Turn::Ended(Ending::Over);
+        };
+        let memberships = &mut self.memberships;
+        let changes = async {
+            match memberships {
+                Some(changes) => changes.next().await,
+                None => std::future::pending().await,
+            }
         };
         tokio::select! {
-            () = &mut self.over => Turn::Over,
-            () = &mut self.end => Turn::Over,
+            () = &mut self.over => Turn::Ended(Ending::Over),
+            ending = &mut self.end => Turn::Ended(ending),
+            event = changes => Turn::Membership(event),
             event = source.next() => Turn::Source(event),
             () = &mut self.bookmark_at, if self.bookmarks => Turn::Bookmark,
+        }
+    }
+
+    /// Ends the watch when a project gives the caller other roles than before.
+    async fn membership(&mut self, event: Option<Result<ObjectEvent, ObjectError>>) {
+        let same = match event {
+            Some(Ok(ObjectEvent::Put { new, old: Some(old) })) => {
+                self.sight.roles_by(&old).await == self.sight.roles_by(&new).await
+            }
+            // Where there was no project there was nothing to see, and what was in one goes by itself.
+            Some(Ok(
+                ObjectEvent::Put { old: None, .. } | ObjectEvent::Deleted { .. } | ObjectEvent::Progress { .. },
+            )) => true,
+            Some(Ok(ObjectEvent::Expired { .. }) | Err(_)) | None => false,
+        };
+        if !same {
+            self.fail(&expired());
         }
     }
 
@@ -202,9 +307,12 @@ impl Watcher {
         match event {
             ObjectEvent::Put { new, old } => {
                 self.seen = self.seen.max(new.revision);
-                let was = old.and_then(|old| self.selected(&old, old.revision));
+                let was = match old {
+                    Some(old) => self.sight.selected(&old, old.revision).await,
+                    None => None,
+                };
                 let revision = new.revision;
-                match (self.selected(&new, revision), was) {
+                match (self.sight.selected(&new, revision).await, was) {
                     (Some(now), None) => self.show("ADDED", now).await,
                     (Some(now), Some(_)) => self.show("MODIFIED", now).await,
                     // It left the selection: shown as it was, at the revision at which it left.
@@ -214,7 +322,7 @@ impl Watcher {
             }
             ObjectEvent::Deleted { old, revision } => {
                 self.seen = self.seen.max(revision);
-                if let Some(was) = self.selected(&old, revision) {
+                if let Some(was) = self.sight.selected(&old, revision).await {
                     self.show("DELETED", was).await;
                 }
             }
@@ -229,30 +337,26 @@ impl Watcher {
         }
     }
 
-    fn selected(&self, stored: &Stored, revision: i64) -> Option<Value> {
-        let value = match Backend::parse(stored) {
-            Ok(value) => self.shaper.kind.present(at_revision(value, revision)),
-            Err(error) => {
-                tracing::error!(%error, "a watched object cannot be read and is left out");
-                return None;
-            }
-        };
-        self.selector.matches(&value).then_some(value)
-    }
-
     async fn show(&mut self, kind: &str, value: Value) {
         let caller = Caller {
-            principal: &self.principal,
+            principal: &self.sight.principal,
             extended: self.extended,
         };
         let mut items = [value];
-        self.shaper.kind.decorate(&self.backend, caller, &mut items).await;
+        self.sight
+            .shaper
+            .kind
+            .decorate(&self.sight.backend, caller, &mut items)
+            .await;
         let [value] = items;
         self.push(kind, value);
     }
 
     fn push(&mut self, kind: &str, value: Value) {
-        let object = self.shaper.event(value, self.first, self.backend.clock.wall());
+        let object = self
+            .sight
+            .shaper
+            .event(value, self.first, self.sight.backend.clock.wall());
         self.first = false;
         self.line(kind, &object);
     }
@@ -265,7 +369,7 @@ impl Watcher {
 
     fn bookmark(&mut self) {
         if self.bookmarks && self.seen > 0 {
-            self.line("BOOKMARK", &self.shaper.bookmark(self.seen, false));
+            self.line("BOOKMARK", &self.sight.shaper.bookmark(self.seen, false));
         }
     }
 

@@ -3,7 +3,7 @@
 //! The headers are read here once and never passed on; what goes upstream is the principal that comes out of here, which
 //! carries the original caller with it.
 
-use hanse_api::access::{GROUP_ADMINS, GROUP_AUTHENTICATED, GROUP_TENANT_ADMINS, Principal};
+use hanse_api::access::{GROUP_ADMINS, GROUP_AUTHENTICATED, Principal};
 use hanse_api::status::{Reason, Status};
 use http::HeaderMap;
 use std::collections::BTreeMap;
@@ -15,6 +15,8 @@ const EXTRA: &str = "impersonate-extra-";
 const ANONYMOUS: &str = "system:anonymous";
 const UNAUTHENTICATED: &str = "system:unauthenticated";
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
+/// Groups that mean something inside tenant clusters, where the gateway alone gives them.
+const OWN_GROUPS: &str = "hanse:";
 /// Most groups or extra values of one request.
 const MAX_VALUES: usize = 256;
 
@@ -36,6 +38,8 @@ pub(crate) fn effective(caller: &Principal, headers: &HeaderMap) -> Result<Princ
         )));
     }
     imply_groups(&mut wanted);
+    // The key stays what it is, whoever its owner wants to be.
+    wanted.scope = caller.scope.clone();
     let original = serde_json::json!({ "username": caller.user, "uid": caller.uid, "groups": caller.groups });
     wanted
         .extra
@@ -109,7 +113,7 @@ fn reserved(wanted: &Principal) -> Option<String> {
 
 fn reserved_group(group: &str) -> bool {
     let known = matches!(group, GROUP_AUTHENTICATED | UNAUTHENTICATED) || group.starts_with("system:serviceaccounts");
-    group == GROUP_TENANT_ADMINS || (group.starts_with("system:") && !known)
+    group.starts_with(OWN_GROUPS) || (group.starts_with("system:") && !known)
 }
 
 /// Groups of a principal that may be shown to a tenant's API server, where `system:` groups mean something else.
@@ -143,6 +147,7 @@ fn imply_groups(wanted: &mut Principal) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hanse_api::access::GROUP_TENANT_ADMINS;
 
     fn admin() -> Principal {
         Principal {
@@ -163,6 +168,14 @@ mod tests {
     #[test]
     fn without_headers_the_caller_stays_himself() {
         assert_eq!(effective(&admin(), &headers(&[("accept", "x")])).unwrap(), admin());
+    }
+
+    #[test]
+    fn a_scope_is_not_shaken_off() {
+        let mut scoped = admin();
+        scoped.scope = serde_json::from_value(serde_json::json!({ "projects": [{ "project": "x" }] })).unwrap();
+        let got = effective(&scoped, &headers(&[("impersonate-user", "eve")])).unwrap();
+        assert_eq!(got.scope, scoped.scope);
     }
 
     #[test]
@@ -219,6 +232,7 @@ mod tests {
             ("impersonate-group", "system:nodes"),
             ("impersonate-group", GROUP_ADMINS),
             ("impersonate-group", GROUP_TENANT_ADMINS),
+            ("impersonate-group", "hanse:tenant-role:admin"),
         ] {
             let mut map = headers(&[(name, value)]);
             if name != "impersonate-user" {

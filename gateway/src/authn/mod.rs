@@ -9,11 +9,13 @@ pub(crate) mod revocation;
 pub use bearer::{ACCESS_KEY_PREFIX, ENROLMENT_TOKEN_PREFIX, access_key, enrolment_token};
 
 use crate::apiserver::backend::failed;
+use crate::directory::{Directory, Snapshot};
 use bearer::Presented;
 use hanse_api::Timestamp;
-use hanse_api::access::{GROUP_AUTHENTICATED, Principal};
+use hanse_api::access::{GROUP_ADMINS, GROUP_AUTHENTICATED, GROUP_TEAM_PREFIX, GROUP_USER_PREFIX, Principal};
 use hanse_api::kinds::{ACCESS_KEYS, KindName, USERS};
-use hanse_api::resources::{AccessKey, User};
+use hanse_api::resources::user::{MANAGEMENT_ADMIN, is_given_group};
+use hanse_api::resources::{AccessKey, RoleName, User};
 use hanse_api::status::{Reason, Status};
 use hanse_runtime::clock::{SharedClock, timeout};
 use hanse_runtime::pki::sha256_hex;
@@ -37,6 +39,8 @@ pub(crate) struct Identity {
     pub(crate) principal: Principal,
     /// Name of the AccessKey object.
     pub(crate) key: String,
+    /// Its type, such as `Login`.
+    pub(crate) kind: String,
     /// Hash in it, to notice when it was replaced.
     secret_sha256: String,
     /// When the key expires.
@@ -49,13 +53,15 @@ pub(crate) struct Authenticator {
     objects: Objects,
     clock: SharedClock,
     remote: Arc<Semaphore>,
+    directory: Directory,
 }
 
 impl Authenticator {
-    pub(crate) fn new(objects: Objects, clock: SharedClock) -> Self {
+    pub(crate) fn new(objects: Objects, clock: SharedClock, directory: Directory) -> Self {
         Self {
             objects,
             clock,
+            directory,
             remote: Arc::new(Semaphore::new(REMOTE_LOOKUPS)),
         }
     }
@@ -90,7 +96,22 @@ impl Authenticator {
         if gone || key.spec.expires.is_some_and(|end| end <= now) {
             return Err(unauthorized("the access key is disabled or expired"));
         }
-        let name = key.spec.user;
+        let mut principal = if key.spec.team.is_empty() {
+            self.user(key.spec.user).await?
+        } else {
+            self.team(&key.spec.team).await?
+        };
+        principal.scope = key.spec.scope;
+        Ok(Identity {
+            principal,
+            key: id.to_owned(),
+            kind: key.spec.kind,
+            secret_sha256: key.spec.secret_sha256,
+            expires: key.spec.expires,
+        })
+    }
+
+    async fn user(&self, name: String) -> Result<Principal, Box<Status>> {
         // Kubernetes' own identities are no users of ours, whatever somebody stored.
         if hanse_api::name::check_subdomain(&name).is_err() {
             return Err(unauthorized("the user's name is no name"));
@@ -102,19 +123,22 @@ impl Authenticator {
         if user.spec.disabled || user.metadata.deletion_timestamp.is_some() {
             return Err(unauthorized("the user is disabled"));
         }
-        let mut groups = user.spec.groups;
-        groups.extend([GROUP_AUTHENTICATED.to_owned(), format!("loft:user:{name}")]);
-        let principal = Principal {
-            user: name,
-            uid: user.metadata.uid,
+        Ok(effective(&*self.directory.snapshot().await?, user))
+    }
+
+    /// Whoever has a key of a team is the team, and none of its members.
+    async fn team(&self, name: &str) -> Result<Principal, Box<Status>> {
+        let directory = self.directory.snapshot().await?;
+        let team = directory.team(name).ok_or_else(|| unauthorized("unknown team"))?;
+        let group = format!("{GROUP_TEAM_PREFIX}{name}");
+        let mut groups = vec![group.clone(), GROUP_AUTHENTICATED.to_owned()];
+        if team.cluster_roles.iter().any(|r| r.name == MANAGEMENT_ADMIN) {
+            groups.push(GROUP_ADMINS.to_owned());
+        }
+        Ok(Principal {
+            user: group,
             groups,
             ..Principal::default()
-        };
-        Ok(Identity {
-            principal,
-            key: id.to_owned(),
-            secret_sha256: key.spec.secret_sha256,
-            expires: key.spec.expires,
         })
     }
 
@@ -149,6 +173,30 @@ impl Authenticator {
                 Ok(None)
             }
         }
+    }
+}
+
+/// A user with all that he is: his groups, his teams, and what they make of him.
+pub(crate) fn effective(directory: &Snapshot, user: User) -> Principal {
+    let name = user.metadata.name;
+    let mut groups: Vec<String> = user.spec.groups.into_iter().filter(|g| !is_given_group(g)).collect();
+    let teams = directory.teams_of(&name, &groups);
+    let of_teams = teams
+        .iter()
+        .filter_map(|t| directory.team(t))
+        .flat_map(|t| &t.cluster_roles);
+    let everything = |role: &RoleName| role.name == MANAGEMENT_ADMIN;
+    let admin = user.spec.cluster_roles.iter().chain(of_teams).any(everything);
+    groups.extend(teams.iter().map(|team| format!("{GROUP_TEAM_PREFIX}{team}")));
+    groups.extend([GROUP_AUTHENTICATED.to_owned(), format!("{GROUP_USER_PREFIX}{name}")]);
+    if admin && !groups.iter().any(|g| g == GROUP_ADMINS) {
+        groups.push(GROUP_ADMINS.to_owned());
+    }
+    Principal {
+        user: name,
+        uid: user.metadata.uid,
+        groups,
+        ..Principal::default()
     }
 }
 

@@ -1,17 +1,21 @@
 //! The table of kinds that the management API serves. One file per kind says everything that is particular to it; the
 //! machinery in [`crate::apiserver`] knows none by name.
 
+mod access_key;
 mod cluster;
+mod cluster_role_template;
 mod events;
 mod namespace;
 mod project;
 mod region;
 mod server;
+mod team;
 mod user;
 mod virtual_cluster_instance;
 
 use crate::apiserver::backend::Backend;
 use crate::apiserver::schema::Parts;
+use crate::authz::Asker;
 use async_trait::async_trait;
 use hanse_api::Timestamp;
 use hanse_api::access::Principal;
@@ -160,6 +164,9 @@ pub(crate) trait Kind: Send + Sync + 'static {
         object
     }
 
+    /// Takes out what is stored and never shown, from an object that is about to be.
+    fn conceal(&self, _object: &mut Value) {}
+
     /// Fills in what a new object leaves out.
     fn prepare(&self, _object: &mut Value, _caller: &Principal) {}
 
@@ -172,6 +179,12 @@ pub(crate) trait Kind: Send + Sync + 'static {
     /// Every fault of an update.
     fn validate_update(&self, _old: &Value, new: &Value) -> Vec<Cause> {
         self.validate(new)
+    }
+
+    /// Whether the caller may make just this change: by it nobody gets or gives rights that he does not hold. That he may
+    /// write objects of this kind is known.
+    async fn admit_change(&self, _asker: Asker<'_>, _old: Option<&Value>, _new: &Value) -> Result<(), Box<Status>> {
+        Ok(())
     }
 
     /// What must hold elsewhere for the object to be made. The operations go into the same transaction; when one of them
@@ -197,6 +210,9 @@ pub(crate) static KINDS: &[&dyn Kind] = &[
     &cluster::Clusters,
     &virtual_cluster_instance::VirtualClusterInstances,
     &user::Users,
+    &team::Teams,
+    &cluster_role_template::ClusterRoleTemplates,
+    &access_key::AccessKeys,
     &region::Regions,
     &server::Servers,
 ];

@@ -3,7 +3,9 @@
 
 use super::{Column, Kind, Subresource, cell, check, wide};
 use crate::apiserver::backend::{Backend, failed};
+use crate::apiserver::object;
 use crate::apiserver::schema::Parts;
+use crate::authz::Asker;
 use async_trait::async_trait;
 use hanse_api::Timestamp;
 use hanse_api::kinds::{HANSE_GROUP, KindName, PROJECTS, VIRTUAL_CLUSTER_INSTANCES};
@@ -25,6 +27,8 @@ const PROJECT_GUARDS: KindName = KindName {
 
 /// A guard of this age was left behind by a server that died while it decided.
 const GUARD_EXPIRES: Duration = Duration::from_secs(30);
+/// Fields that come with the right to update a project.
+const FREE: &[&str] = &["displayName", "description", "members"];
 /// Most tenants named in the refusal.
 const NAMED_TENANTS: i64 = 5;
 
@@ -52,6 +56,11 @@ impl Kind for Projects {
                 kind: "ProjectTemplates",
                 verbs: &["get"],
             },
+            Subresource {
+                name: "members",
+                kind: "ProjectMembers",
+                verbs: &["get"],
+            },
         ]
     }
 
@@ -74,6 +83,21 @@ impl Kind for Projects {
 
     fn validate(&self, object: &Value) -> Vec<Cause> {
         check(object, project::validate)
+    }
+
+    /// A project's own administrators change its members and what it is called; the rest, such as where its tenants may run,
+    /// is for those who may update `projects/<field>`.
+    async fn admit_change(&self, asker: Asker<'_>, old: Option<&Value>, new: &Value) -> Result<(), Box<Status>> {
+        let Some(old) = old else { return Ok(()) };
+        let fields = |object: &Value| object["spec"].as_object().cloned().unwrap_or_default();
+        let (was, is) = (fields(old), fields(new));
+        let changed = was.keys().chain(is.keys()).filter(|f| was.get(*f) != is.get(*f));
+        for field in changed.filter(|f| !FREE.contains(&f.as_str())) {
+            asker
+                .require("update", &PROJECTS, Some(field), ("", Some(object::name(new))))
+                .await?;
+        }
+        Ok(())
     }
 
     async fn admit_delete(&self, backend: &Backend, old: &Stored, _object: &Value) -> Result<Vec<Op>, Box<Status>> {

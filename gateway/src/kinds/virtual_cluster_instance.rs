@@ -4,9 +4,9 @@ use super::{Caller, Column, Kind, Subresource, cell, check, column, project_is_b
 use crate::apiserver::backend::{Backend, failed};
 use crate::apiserver::object;
 use crate::apiserver::schema::Parts;
-use crate::authz;
+use crate::authz::{Asker, RoleCache};
 use async_trait::async_trait;
-use hanse_api::access::{Action, Principal, Target, decide};
+use hanse_api::access::{Action, GROUP_TEAM_PREFIX, ObjectAccess, Principal, Target, changes_grants, decide};
 use hanse_api::kinds::{FINALIZER_TENANT, KindName, PROJECTS, VIRTUAL_CLUSTER_INSTANCES};
 use hanse_api::name::project_of_namespace;
 use hanse_api::resources::virtual_cluster_instance as rules;
@@ -79,7 +79,11 @@ impl Kind for VirtualClusterInstances {
             .get("owner")
             .is_none_or(|o| o.as_object().is_none_or(serde_json::Map::is_empty))
         {
-            spec.insert("owner".into(), json!({ "user": caller.user }));
+            let owner = match caller.user.strip_prefix(GROUP_TEAM_PREFIX) {
+                Some(team) => json!({ "team": team }),
+                None => json!({ "user": caller.user }),
+            };
+            spec.insert("owner".into(), owner);
         }
         // ... and show this as the name.
         let host = object::member_mut(&mut object["spec"], "clusterRef");
@@ -112,6 +116,28 @@ impl Kind for VirtualClusterInstances {
             (Err(_), Ok(new)) => rules::validate(&new),
             (_, Err(fault)) => vec![fault],
         }
+    }
+
+    /// Owners and project administrators say who may use a tenant cluster. A member makes one for himself or his team, and
+    /// from a template where the project asks for that.
+    async fn admit_change(&self, asker: Asker<'_>, old: Option<&Value>, new: &Value) -> Result<(), Box<Status>> {
+        let kind = &VIRTUAL_CLUSTER_INSTANCES;
+        let namespace = object::meta_text(new, "namespace");
+        let grants = Some("access");
+        let Some(old) = old else {
+            asker
+                .require("create", kind, Some("restricted"), (namespace, None))
+                .await?;
+            if ObjectAccess::of(&new["spec"]).owner.is(asker.principal) {
+                return Ok(());
+            }
+            return asker.require("create", kind, grants, (namespace, None)).await;
+        };
+        if changes_grants(&old["spec"], &new["spec"]) {
+            let name = object::name(new);
+            asker.require("update", kind, grants, (namespace, Some(name))).await?;
+        }
+        Ok(())
     }
 
     async fn admit_create(&self, backend: &Backend, object: &Value) -> Result<Vec<Op>, Box<Status>> {
@@ -148,14 +174,14 @@ impl Kind for VirtualClusterInstances {
         if !caller.extended {
             return;
         }
-        let mut roles = authz::RoleCache::new(backend, caller.principal);
+        let mut roles = RoleCache::new(backend, caller.principal);
         for object in objects {
             let (name, namespace) = (
                 object::name(object).to_owned(),
                 object::meta_text(object, "namespace").to_owned(),
             );
             let project = project_of_namespace(&namespace).unwrap_or_default();
-            let roles = roles.of_project(project).await;
+            let roles = roles.of(Some(project), Some(&object["spec"])).await;
             let may = |verb, target: &Target<'_>| decide(caller.principal, &Action { verb }, target, &roles).allowed;
             let can_use = may("use", &Target::Tenant { project, name: &name });
             let can_update = may(

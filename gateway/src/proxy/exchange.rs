@@ -144,7 +144,7 @@ pub(super) fn stream_end(inner: &Arc<Inner>, right: &Right, info: &RequestInfo) 
     let watch = info.verb == "watch";
     async move {
         tokio::select! {
-            () = right.ended(Arc::clone(&inner)) => End::Broken,
+            _ending = right.ended(Arc::clone(&inner)) => End::Broken,
             () = inner.drain() => {
                 if watch {
                     return End::Clean;

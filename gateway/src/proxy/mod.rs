@@ -20,7 +20,7 @@ use crate::body::{Body, Response};
 use crate::query::Query;
 use crate::rights::{OwnedTarget, Right};
 use crate::{Inner, authz};
-use hanse_api::access::{GROUP_TENANT_ADMINS, Principal};
+use hanse_api::access::{CLUSTER_ADMIN, GROUP_TENANT_ADMINS, GROUP_TENANT_ROLE_PREFIX, Principal, tenant_roles};
 use hanse_api::kinds::{CLUSTERS, TENANT_STORES, VIRTUAL_CLUSTER_INSTANCES};
 use hanse_api::name::project_namespace;
 use hanse_api::resources::TenantStore;
@@ -91,6 +91,7 @@ pub(crate) async fn serve(call: Proxied<'_>, mut request: Request<Body>) -> Resu
     let target = target(&call.upstream);
     let verbs = info.verbs();
     authz::authorize(&call.inner.backend, &call.principal, &verbs, &target.borrow()).await?;
+    let principal = outgoing_principal(&call, &target.borrow()).await;
     let verbs = verbs.into_iter().map(str::to_owned).collect();
     let (cluster, at) = locate(&call.inner.backend, &call.upstream).await?;
     let facts = headers::Facts {
@@ -102,7 +103,7 @@ pub(crate) async fn serve(call: Proxied<'_>, mut request: Request<Body>) -> Resu
     let outgoing = headers::outgoing(request.headers(), &facts);
     let path_and_query = path_and_query(&info, request.uri().query())?;
     let assertion = call.inner.parts.signer.sign(&Claims {
-        principal: outgoing_principal(&call),
+        principal,
         cluster: cluster.clone(),
         target: at.clone(),
         request_id: call.id.clone(),
@@ -131,6 +132,7 @@ pub(crate) async fn serve(call: Proxied<'_>, mut request: Request<Body>) -> Resu
         impersonated,
         verbs,
         target,
+        partial: false,
     };
     let route = Route {
         cluster,
@@ -186,14 +188,21 @@ fn describe(upstream: &Upstream) -> String {
     }
 }
 
-/// Who the API server sees. A caller that comes as himself and may use the tenant is its admin there; one who impersonates
-/// is exactly who he wants to be.
-fn outgoing_principal(call: &Proxied<'_>) -> Principal {
+/// Who the API server sees. A caller that comes as himself has the roles that the tenant cluster's rules give him; one who
+/// impersonates is exactly who he wants to be.
+async fn outgoing_principal(call: &Proxied<'_>, target: &hanse_api::access::Target<'_>) -> Principal {
     let mut principal = call.principal.clone();
     let himself = call.principal == call.identity.principal;
     if let (Upstream::Tenant { .. }, true) = (&call.upstream, himself) {
+        let roles = authz::facts(&call.inner.backend, &principal, target).await;
+        let inside = tenant_roles(&principal, target, &roles);
         principal.groups = tenant_groups(&principal);
-        principal.groups.push(GROUP_TENANT_ADMINS.to_owned());
+        principal
+            .groups
+            .extend(inside.into_iter().map(|role| match role.as_str() {
+                CLUSTER_ADMIN => GROUP_TENANT_ADMINS.to_owned(),
+                role => format!("{GROUP_TENANT_ROLE_PREFIX}{role}"),
+            }));
     }
     principal
 }

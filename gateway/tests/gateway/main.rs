@@ -13,6 +13,7 @@ mod fields;
 mod kubectl;
 mod objects;
 mod oracle;
+mod roles;
 mod streams;
 mod upgrades;
 mod watches;
