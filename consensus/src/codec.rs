@@ -3,7 +3,10 @@
 //! openraft says that its own serde form is no stable format, so nothing of it is ever written.
 
 use crate::error::CodecError;
-use crate::types::{Entry, LogId, Member, Membership, Proposal, ProposalId, StoredMembership, TypeConfig, Vote};
+use crate::roster::{Change, Refusal};
+use crate::types::{
+    Entry, LogId, Member, Membership, NodeId, Proposal, ProposalId, Seat, StoredMembership, TypeConfig, Vote,
+};
 use bytes::Bytes;
 use openraft::EntryPayload;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest, VoteResponse};
@@ -74,10 +77,27 @@ pub fn required_vote(vote: Option<pb::Vote>) -> Result<Vote, CodecError> {
     vote.map(vote_from_pb).ok_or_else(|| missing("vote"))
 }
 
-fn member_to_pb(member: &Member) -> pb::Member {
+/// A seat as a record.
+pub fn seat_to_pb(seat: &Seat) -> pb::Member {
     pb::Member {
-        name: member.name.clone(),
-        address: member.address.clone(),
+        name: seat.member.name.clone(),
+        address: seat.member.address.clone(),
+        held: seat.held,
+        moved: seat.moved,
+        awaits_vote: seat.awaits_vote,
+    }
+}
+
+/// A seat from a record.
+pub fn seat_from_pb(record: pb::Member) -> Seat {
+    Seat {
+        member: Member {
+            name: record.name,
+            address: record.address,
+        },
+        held: record.held,
+        moved: record.moved,
+        awaits_vote: record.awaits_vote,
     }
 }
 
@@ -88,10 +108,7 @@ pub fn membership_to_pb(membership: &Membership) -> pb::Membership {
     };
     pb::Membership {
         configs: membership.get_joint_config().iter().map(voters).collect(),
-        members: membership
-            .nodes()
-            .map(|(id, member)| (*id, member_to_pb(member)))
-            .collect(),
+        members: membership.nodes().map(|(id, seat)| (*id, seat_to_pb(seat))).collect(),
     }
 }
 
@@ -102,18 +119,10 @@ pub fn membership_from_pb(record: pb::Membership) -> Result<Membership, CodecErr
         .into_iter()
         .map(|c| c.ids.into_iter().collect())
         .collect();
-    let members: BTreeMap<u64, Member> = record
+    let members: BTreeMap<u64, Seat> = record
         .members
         .into_iter()
-        .map(|(id, m)| {
-            (
-                id,
-                Member {
-                    name: m.name,
-                    address: m.address,
-                },
-            )
-        })
+        .map(|(id, m)| (id, seat_from_pb(m)))
         .collect();
     if configs.is_empty() && members.is_empty() {
         return Ok(Membership::default());
@@ -211,6 +220,8 @@ pub struct Applied {
     pub last: Option<LogId>,
     /// The newest applied membership.
     pub membership: StoredMembership,
+    /// Servers that were members and are not any more: their ids are used up. Follows from the log alone.
+    pub removed: BTreeSet<NodeId>,
 }
 
 impl Applied {
@@ -220,6 +231,7 @@ impl Applied {
             format: FORMAT,
             last: self.last.as_ref().map(log_id_to_pb),
             membership: Some(stored_membership_to_pb(&self.membership)),
+            removed: self.removed.iter().copied().collect(),
         };
         record.encode_to_vec().into()
     }
@@ -232,7 +244,16 @@ impl Applied {
         Ok(Self {
             last: record.last.map(log_id_from_pb),
             membership: stored_membership_from_pb(record.membership)?,
+            removed: record.removed.into_iter().collect(),
         })
+    }
+
+    /// Notes a membership that was applied.
+    pub fn change_membership(&mut self, membership: StoredMembership) {
+        let left = self.membership.nodes().map(|(id, _)| *id);
+        let left = left.filter(|id| membership.membership().get_node(id).is_none());
+        self.removed.extend(left.collect::<Vec<_>>());
+        self.membership = membership;
     }
 }
 
@@ -352,6 +373,116 @@ pub fn transfer_from_pb(message: pb::TransferRequest) -> Result<TransferLeaderRe
     ))
 }
 
+/// A change of the members as a message.
+pub fn change_to_pb(change: &Change, again: bool) -> pb::ChangeRequest {
+    use pb::change_request::{Add, Change as C, Update};
+    let change = match change.clone() {
+        Change::Add { id, member, learner } => C::Add(Add {
+            id,
+            member: Some(seat_to_pb(&Seat::of(member))),
+            learner,
+        }),
+        Change::Promote(id) => C::Promote(id),
+        Change::Remove(id) => C::Remove(id),
+        Change::Update { id, address } => C::Update(Update { id, address }),
+    };
+    pb::ChangeRequest {
+        change: Some(change),
+        again,
+    }
+}
+
+/// A change of the members from a message, and whether it may have been carried out.
+pub fn change_from_pb(message: pb::ChangeRequest) -> Result<(Change, bool), CodecError> {
+    use pb::change_request::{Add, Change as C, Update};
+    let change = match message.change.ok_or_else(|| missing("change of the members"))? {
+        C::Add(Add { id, member, learner }) => Change::Add {
+            id,
+            member: seat_from_pb(member.ok_or_else(|| missing("new member"))?).member,
+            learner,
+        },
+        C::Promote(id) => Change::Promote(id),
+        C::Remove(id) => Change::Remove(id),
+        C::Update(Update { id, address }) => Change::Update { id, address },
+    };
+    Ok((change, message.again))
+}
+
+fn number(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
+/// A refusal as a message.
+pub fn refusal_to_pb(refusal: &Refusal) -> pb::change_reply::Refused {
+    use pb::change_reply::{Refused, refused::Why};
+    let plain = |why: Why, id: NodeId| Refused {
+        why: why.into(),
+        id,
+        ..Refused::default()
+    };
+    let counted = |why: Why, voters: usize, present: usize, needed: usize| Refused {
+        voters: number(voters),
+        present: number(present),
+        needed: number(needed),
+        ..plain(why, 0)
+    };
+    match refusal {
+        Refusal::NoSuchMember { id } => plain(Why::NoSuchMember, *id),
+        Refusal::IdUsed { id } => plain(Why::IdUsed, *id),
+        Refusal::NotLearner { id } => plain(Why::NotLearner, *id),
+        Refusal::TooManyLearners => plain(Why::TooManyLearners, 0),
+        Refusal::AddressTaken { address } => Refused {
+            address: address.clone(),
+            ..plain(Why::AddressTaken, 0)
+        },
+        Refusal::Behind { id, behind } => Refused {
+            behind: *behind,
+            ..plain(Why::Behind, *id)
+        },
+        Refusal::Unstarted {
+            voters,
+            present,
+            needed,
+        } => counted(Why::Unstarted, *voters, *present, *needed),
+        Refusal::Unreachable {
+            voters,
+            present,
+            needed,
+        } => counted(Why::Unreachable, *voters, *present, *needed),
+    }
+}
+
+/// A refusal from a message. Of one that a newer version invented only the refusal is left: that the change is not possible now.
+pub fn refusal_from_pb(message: pb::change_reply::Refused) -> Refusal {
+    use pb::change_reply::refused::Why;
+    let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let (id, why) = (message.id, message.why());
+    let (voters, present, needed) = (count(message.voters), count(message.present), count(message.needed));
+    match why {
+        Why::NoSuchMember => Refusal::NoSuchMember { id },
+        Why::IdUsed => Refusal::IdUsed { id },
+        Why::NotLearner => Refusal::NotLearner { id },
+        Why::TooManyLearners => Refusal::TooManyLearners,
+        Why::AddressTaken => Refusal::AddressTaken {
+            address: message.address,
+        },
+        Why::Behind => Refusal::Behind {
+            id,
+            behind: message.behind,
+        },
+        Why::Unstarted => Refusal::Unstarted {
+            voters,
+            present,
+            needed,
+        },
+        Why::Unreachable | Why::Unknown => Refusal::Unreachable {
+            voters,
+            present,
+            needed,
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -363,20 +494,17 @@ mod tests {
 
     fn membership(configs: &[&[u64]]) -> Membership {
         let configs: Vec<BTreeSet<u64>> = configs.iter().map(|c| c.iter().copied().collect()).collect();
-        let members: BTreeMap<u64, Member> = configs
-            .iter()
-            .flatten()
-            .map(|id| {
-                (
-                    *id,
-                    Member {
-                        name: format!("n{id}"),
-                        address: format!("127.0.0.{id}:1"),
-                    },
-                )
-            })
-            .collect();
-        Membership::new(configs, members).unwrap()
+        let seat = |id: &u64| Seat {
+            member: Member {
+                name: format!("n{id}"),
+                address: format!("127.0.0.{id}:1"),
+            },
+            held: *id == 2,
+            moved: *id == 3,
+            awaits_vote: *id == 4,
+        };
+        let seats: BTreeMap<u64, Seat> = configs.iter().flatten().map(|id| (*id, seat(id))).collect();
+        Membership::new(configs, seats).unwrap()
     }
 
     #[test]
@@ -430,8 +558,74 @@ mod tests {
         let applied = Applied {
             last: Some(log_id(5, 50)),
             membership: StoredMembership::new(Some(log_id(1, 2)), membership(&[&[1, 2]])),
+            removed: BTreeSet::from([7, u64::MAX]),
         };
         assert_eq!(Applied::decode(Some(applied.encode())).unwrap(), applied);
+    }
+
+    #[test]
+    fn changes_and_refusals_come_back() {
+        let member = Member {
+            name: "n".into(),
+            address: "h:1".into(),
+        };
+        let changes = [
+            Change::Add {
+                id: u64::MAX,
+                member,
+                learner: true,
+            },
+            Change::Promote(1),
+            Change::Remove(2),
+            Change::Update {
+                id: 3,
+                address: "h:2".into(),
+            },
+        ];
+        for change in changes {
+            assert_eq!(change_from_pb(change_to_pb(&change, true)).unwrap(), (change, true));
+        }
+        assert!(change_from_pb(pb::ChangeRequest::default()).is_err());
+        let (voters, present, needed) = (5, 2, 3);
+        let refusals = [
+            Refusal::NoSuchMember { id: 1 },
+            Refusal::IdUsed { id: 2 },
+            Refusal::AddressTaken { address: "h:1".into() },
+            Refusal::NotLearner { id: 3 },
+            Refusal::Behind { id: 4, behind: Some(0) },
+            Refusal::Behind { id: 4, behind: None },
+            Refusal::TooManyLearners,
+            Refusal::Unstarted {
+                voters,
+                present,
+                needed,
+            },
+            Refusal::Unreachable {
+                voters,
+                present,
+                needed,
+            },
+        ];
+        for refusal in refusals {
+            assert_eq!(refusal_from_pb(refusal_to_pb(&refusal)), refusal);
+        }
+    }
+
+    #[test]
+    fn who_is_not_among_the_members_any_more_was_removed_for_good() {
+        let mut applied = Applied::default();
+        let mut apply = |index, configs: &[&[u64]]| {
+            applied.change_membership(StoredMembership::new(Some(log_id(1, index)), membership(configs)));
+            applied.removed.iter().copied().collect::<Vec<_>>()
+        };
+        assert!(apply(1, &[&[1, 2, 3]]).is_empty());
+        assert!(
+            apply(2, &[&[1, 2, 3], &[1, 2]]).is_empty(),
+            "still there while both sets count"
+        );
+        assert_eq!(apply(3, &[&[1, 2]]), [3]);
+        assert_eq!(apply(4, &[&[1]]), [2, 3]);
+        assert_eq!(apply(5, &[&[1, 4]]), [2, 3]);
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! What can go wrong here.
 
+use crate::roster::Refusal;
 use crate::types::{GroupId, NodeId};
 use hanse_state::StoreError;
 
@@ -120,6 +121,37 @@ pub enum ConsensusError {
         /// Its id.
         id: NodeId,
     },
+    /// This server was removed from the cluster.
+    #[error(
+        "this server (id {id:x}) was removed from the cluster for good: wipe its data directory and, if it is to come back, add it under a new id"
+    )]
+    Removed {
+        /// Its id.
+        id: NodeId,
+    },
+    /// The data directory is another server's.
+    #[error(
+        "the data directory {path} belongs to the server with id {found:x}, and this one has id {id:x}: start it on its own data"
+    )]
+    ForeignData {
+        /// The directory.
+        path: String,
+        /// Whose it is.
+        found: NodeId,
+        /// Who wants to use it.
+        id: NodeId,
+    },
+    /// No running member knows a member with this server's address.
+    #[error(
+        "no member of the running cluster has the address {address}: add this server first (member add), with this address"
+    )]
+    NotAdded {
+        /// Its address.
+        address: String,
+    },
+    /// A change of the members that is not allowed.
+    #[error("the members were not changed")]
+    Refused(#[source] Refusal),
     /// It did not happen in time.
     #[error("Raft group {group}: {what} did not happen within {seconds} s")]
     Timeout {
@@ -136,9 +168,14 @@ impl ConsensusError {
     /// Whether a later try may succeed without anybody repairing anything.
     pub fn retryable(&self) -> bool {
         match self {
-            Self::Config { .. } | Self::Tls { .. } | Self::LogLost { .. } | Self::Codec(_) | Self::DataGone { .. } => {
-                false
-            }
+            Self::Config { .. } | Self::Tls { .. } | Self::LogLost { .. } | Self::Codec(_) => false,
+            Self::DataGone { .. } | Self::Removed { .. } | Self::ForeignData { .. } | Self::NotAdded { .. } => false,
+            // A server that is down comes back, a learner catches up.
+            Self::Refused(refusal) => match refusal {
+                Refusal::Behind { .. } | Refusal::Unstarted { .. } | Refusal::Unreachable { .. } => true,
+                Refusal::NoSuchMember { .. } | Refusal::IdUsed { .. } | Refusal::AddressTaken { .. } => false,
+                Refusal::NotLearner { .. } | Refusal::TooManyLearners => false,
+            },
             Self::Listen { .. } | Self::File { .. } | Self::Raft { .. } | Self::Timeout { .. } => true,
             Self::Store(error) => error.retryable(),
         }

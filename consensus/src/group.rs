@@ -1,12 +1,12 @@
 //! One Raft group on this server: what its parts share, who leads it, and how far it is.
 
-use crate::codec::pb;
+use crate::codec::{self, pb};
 use crate::config::Settings;
 use crate::network::Peers;
 use crate::pending::Pending;
 use crate::read_index::ReadWaiter;
 use crate::snapshot::Spool;
-use crate::state_machine::StateMachine;
+use crate::state_machine::{Roll, StateMachine};
 use crate::types::{GroupId, Member, NodeId, TypeConfig};
 use hanse_runtime::clock::SharedClock;
 use hanse_state::machine::Machine;
@@ -54,6 +54,8 @@ pub struct Group {
     pub receiving: tokio::sync::Mutex<()>,
     /// Ways to the others.
     pub peers: Peers,
+    /// Who the members are, by what is applied here.
+    pub roll: watch::Receiver<Arc<Roll>>,
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) reads: mpsc::Sender<ReadWaiter>,
     /// When the leader was last heard of, on the clock's `mono`, in milliseconds.
@@ -110,7 +112,10 @@ impl Group {
             let (now, running) = {
                 let seen = metrics.borrow_and_update();
                 let leader = seen.current_leader;
-                let member = leader.and_then(|id| seen.membership_config.get_node(&id).cloned());
+                let member = leader.and_then(|id| Some(seen.membership_config.get_node(&id)?.member.clone()));
+                if self.id == GroupId::COUNCIL {
+                    self.peers.learn(seen.membership_config.nodes());
+                }
                 let here = leader == Some(self.me) && seen.state == ServerState::Leader;
                 // A vote that names this server is not yet leadership here.
                 let leader = leader.filter(|id| *id != self.me || here);
@@ -182,6 +187,7 @@ impl Group {
             last_index: seen.last_log_index.unwrap_or(0),
             initialized: seen.last_log_index.is_some() || seen.last_applied.is_some(),
             matched: matched.into_iter().collect(),
+            membership: Some(codec::membership_to_pb(seen.membership_config.membership())),
         }
     }
 }

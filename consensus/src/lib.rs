@@ -6,16 +6,19 @@
 //! - [`node`]: starts it all, forms the cluster; [`status`] says how it is.
 //! - [`replicated_store`]: `state::Store` on any member; [`propose`] takes writes to the leader, [`read_index`] makes reads
 //!   linearizable.
-//! - [`membership`]: adding and removing servers.
+//! - [`roster`]: which change of the members is allowed, and its steps; [`membership`] takes them, at the leaders;
+//!   [`admission`]: whether a server without data may take part; [`identity`]: who a server is.
 //! - [`log_store`], [`state_machine`], [`snapshot`]: what Raft keeps, on the server's one engine.
 //! - [`network`], [`service`], [`peer_stream`], [`tls`]: the two sides of the Raft port.
 //! - [`codec`]: our own versioned records; openraft's serde forms are never stored or sent.
 
+pub mod admission;
 pub mod codec;
 pub mod config;
 pub mod error;
 pub mod group;
 pub mod high_water;
+pub mod identity;
 pub mod log_store;
 pub mod membership;
 pub mod network;
@@ -25,6 +28,7 @@ pub mod pending;
 pub mod propose;
 pub mod read_index;
 pub mod replicated_store;
+pub mod roster;
 pub mod service;
 pub mod snapshot;
 pub mod state_machine;
@@ -36,8 +40,10 @@ pub mod types;
 pub use config::{NodeConfig, Settings};
 pub use error::ConsensusError;
 pub use group::Leadership;
+pub use identity::{Discovery, Joined};
 pub use node::{Node, NodeParts};
 pub use replicated_store::ReplicatedStore;
+pub use roster::{Change, Refusal, Roster};
 pub use status::MemberStatus;
 pub use tls::{TlsPem, Trust};
-pub use types::{GROUPS, GroupId, Member, NodeId};
+pub use types::{GROUPS, GroupId, Member, NodeId, Seat};

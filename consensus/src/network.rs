@@ -9,7 +9,7 @@ use crate::config::{NodeConfig, Settings};
 use crate::error::ConsensusError;
 use crate::snapshot::SnapshotData;
 use crate::tls::Tls;
-use crate::types::{GroupId, Member, NodeId, TypeConfig, Vote};
+use crate::types::{GroupId, Member, NodeId, Seat, TypeConfig, Vote};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
@@ -74,6 +74,8 @@ struct Inner {
     /// Members as this server's own configuration has them.
     configured: BTreeMap<NodeId, Member>,
     addresses: BTreeMap<NodeId, String>,
+    /// Members that were moved through the log. Raft's replication streams outlive such a change, and look here.
+    moved: Mutex<BTreeMap<NodeId, Member>>,
     peers: Mutex<HashMap<NodeId, Peer>>,
 }
 
@@ -99,13 +101,30 @@ impl Peers {
                 settings: config.settings.clone(),
                 configured: config.members.clone(),
                 addresses: config.addresses.clone(),
+                moved: Mutex::default(),
                 peers: Mutex::default(),
             }),
         }
     }
 
-    /// How to reach a member that the log knows as `member`: as this server's configuration says, if it means the same server.
+    /// Takes in who the members are, by the log.
+    pub fn learn<'a>(&self, seats: impl Iterator<Item = (&'a NodeId, &'a Seat)>) {
+        let seats: BTreeMap<&NodeId, &Seat> = seats.collect();
+        let moved = seats.iter().filter(|(_, seat)| seat.moved);
+        *self.inner.moved.lock() = moved.map(|(id, seat)| (**id, seat.member.clone())).collect();
+        if !seats.is_empty() {
+            let configured = &self.inner.configured;
+            let mut peers = self.inner.peers.lock();
+            peers.retain(|id, _| seats.contains_key(id) || configured.contains_key(id));
+        }
+    }
+
+    /// How to reach a member that the log knows as `member`: as this server's configuration says, if it means the same server and
+    /// that was not moved through the log.
     pub fn locate(&self, id: NodeId, member: &Member) -> Member {
+        if let Some(moved) = self.inner.moved.lock().get(&id) {
+            return moved.clone();
+        }
         let configured = self
             .inner
             .configured
@@ -217,12 +236,12 @@ impl NetworkFactory {
 impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
     type Network = PeerNetwork;
 
-    async fn new_client(&mut self, target: NodeId, node: &Member) -> PeerNetwork {
-        self.network(target, node, Lane::Bulk)
+    async fn new_client(&mut self, target: NodeId, node: &Seat) -> PeerNetwork {
+        self.network(target, &node.member, Lane::Bulk)
     }
 
-    async fn new_heartbeat_client(&mut self, target: NodeId, node: &Member) -> PeerNetwork {
-        self.network(target, node, Lane::Control)
+    async fn new_heartbeat_client(&mut self, target: NodeId, node: &Seat) -> PeerNetwork {
+        self.network(target, &node.member, Lane::Control)
     }
 }
 

@@ -1,42 +1,42 @@
 //! A server's consensus: all Raft groups over one engine, one log writer, one port.
 
+use crate::admission::{Admission, Entrance, Gate, watch_removal};
 use crate::config::NodeConfig;
 use crate::error::ConsensusError;
 use crate::group::{Group, GroupRaft, Leadership};
+use crate::identity;
 use crate::log_store::LogStore;
+use crate::membership::Changes;
 use crate::network::{NetworkFactory, Peers};
 use crate::pending::Pending;
 use crate::read_index::MAX_WAITING_READS;
 use crate::replicated_store::ReplicatedStore;
+use crate::roster::{Change, Roster};
 use crate::service::{Server, Service};
 use crate::snapshot::Spool;
 use crate::state_machine::StateMachine;
 use crate::status::{About, MemberStatus, ask_all, member_statuses};
 use crate::timers;
 use crate::tls::Tls;
-use crate::types::{GROUPS, GroupId, Member, NodeId, group_name};
-use hanse_runtime::clock::{SharedClock, timeout};
+use crate::types::{GROUPS, GroupId, Member, NodeId, Seat, group_name};
+use hanse_runtime::clock::SharedClock;
 use hanse_runtime::rng::SharedRng;
 use hanse_runtime::shutdown::Phase;
 use hanse_runtime::supervisor::{Supervisor, TaskKind};
 use hanse_state::engine::{LogWriter, WriteBatch};
 use hanse_state::machine::Machine;
-use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
-use openraft::storage::RaftLogStorage;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 /// Between two looks at something that is awaited.
 const POLL: Duration = Duration::from_millis(20);
-/// For handing leadership over before a stop.
-const HANDOVER: Duration = Duration::from_secs(3);
 
 /// What a node runs on.
 pub struct NodeParts {
@@ -71,6 +71,8 @@ struct Inner {
     groups: Arc<BTreeMap<GroupId, Arc<Group>>>,
     about: Arc<About>,
     stores: BTreeMap<GroupId, Arc<ReplicatedStore>>,
+    changes: Arc<Changes>,
+    entrance: Arc<Entrance>,
     peers: Peers,
     clock: SharedClock,
     writer: LogWriter,
@@ -107,11 +109,7 @@ impl Node {
     /// Opens the groups, starts Raft and listens for the other servers. [`Node::initialize`] comes next.
     pub async fn start(config: NodeConfig, parts: NodeParts) -> Result<Self, ConsensusError> {
         config.check()?;
-        std::fs::create_dir_all(&config.data_dir).map_err(|source| ConsensusError::File {
-            what: "create the directory",
-            path: config.data_dir.display().to_string(),
-            source,
-        })?;
+        identity::claim(&config.data_dir, config.id)?;
         let tls = Tls::by(config.settings.trust, &config.tls, &config.name)?;
         let NodeParts {
             writer,
@@ -132,9 +130,11 @@ impl Node {
             rng: &rng,
             supervisor: &supervisor,
         };
+        let entrance = starting.entrance().await?;
         let groups = Arc::new(starting.groups().await?);
-        let about = Arc::new(About::new(&config, Arc::clone(&groups)));
-        let service = Service::new(Arc::clone(&about));
+        let about = Arc::new(About::new(&config, Arc::clone(&groups), entrance.gate.clone()));
+        let changes = starting.changes(&about)?;
+        let service = Service::new(Arc::clone(&about), Arc::clone(&changes));
         let shutdown = supervisor.shutdown_token();
         let server = Server {
             listener,
@@ -149,12 +149,18 @@ impl Node {
             |group: &Arc<Group>| ReplicatedStore::new(Arc::clone(group), Arc::clone(writer.engine()), Arc::clone(&rng));
         let stores = groups.iter().map(|(id, group)| (*id, store(group))).collect();
         let stopped = tokio::sync::Mutex::new(false);
+        if !entrance.gate.is_open() {
+            let task = Arc::clone(&entrance).wait(shutdown.phase(Phase::Consensus));
+            supervisor.spawn(TaskKind::Consensus, "admission", task);
+        }
         let node = Self {
             inner: Arc::new(Inner {
                 config,
                 groups,
                 about,
                 stores,
+                changes,
+                entrance,
                 peers,
                 clock,
                 writer,
@@ -220,6 +226,15 @@ impl Node {
     /// A server without data starts a cluster only when most members are up and none has data: one that lost its data while
     /// the others are down must not begin anew.
     pub async fn initialize(&self, limit: Duration) -> Result<(), ConsensusError> {
+        self.become_part(limit, true).await
+    }
+
+    /// Becomes part of a cluster that has, or is about to have, this server among its members. Never forms one.
+    pub async fn join(&self, limit: Duration) -> Result<(), ConsensusError> {
+        self.become_part(limit, false).await
+    }
+
+    async fn become_part(&self, limit: Duration, found: bool) -> Result<(), ConsensusError> {
         let deadline = self.inner.clock.mono() + limit;
         for (id, group) in self.inner.groups.iter() {
             while !group
@@ -228,7 +243,11 @@ impl Node {
                 .await
                 .map_err(raft_fault(*id, "say whether it is initialized"))?
             {
-                if self.may_form(*id).await {
+                let (admission, unformed) = self.inner.entrance.ask().await?;
+                if found && admission == Admission::Fresh {
+                    self.inner.entrance.gate.open();
+                }
+                if found && self.inner.entrance.gate.is_open() && unformed.contains(id) && self.most_are_up().await {
                     self.form(group).await?;
                 } else if self.inner.clock.mono() >= deadline {
                     let what = "becoming part of the cluster (are most of the other servers up?)";
@@ -238,30 +257,24 @@ impl Node {
                         seconds: limit.as_secs(),
                     });
                 } else {
-                    self.inner.clock.sleep(POLL * 5).await;
+                    self.inner.clock.sleep(POLL).await;
                 }
             }
         }
         Ok(())
     }
 
-    /// Whether most members are up, and none has data of this group.
-    async fn may_form(&self, group: GroupId) -> bool {
+    async fn most_are_up(&self) -> bool {
         let members = &self.inner.config.members;
-        let mut up = 1;
-        for (_, reply) in ask_all(&self.inner.peers, members).await {
-            let Some(reply) = reply else { continue };
-            match reply.groups.iter().find(|status| status.group == group.0) {
-                Some(status) if status.initialized => return false,
-                Some(_) => up += 1,
-                None => {}
-            }
-        }
+        let replies = ask_all(&self.inner.peers, members).await;
+        let up = 1 + replies.iter().filter(|(_, reply)| reply.is_some()).count();
         up > members.len() / 2
     }
 
     async fn form(&self, group: &Group) -> Result<(), ConsensusError> {
-        match group.raft.initialize(self.inner.config.members.clone()).await {
+        let members = self.inner.config.members.clone().into_iter();
+        let seats: BTreeMap<NodeId, Seat> = members.map(|(id, member)| (id, Seat::of(member))).collect();
+        match group.raft.initialize(seats).await {
             // The others may have been faster: then this server has their first entry already.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(error) => Err(raft_fault(group.id, "form the cluster")(error)),
@@ -309,7 +322,7 @@ impl Node {
                 .map_or_else(BTreeMap::new, |group| {
                     let metrics = group.raft.metrics();
                     let seen = metrics.borrow_watched();
-                    let located = |(id, member): (&NodeId, &Member)| (*id, self.inner.peers.locate(*id, member));
+                    let located = |(id, seat): (&NodeId, &Seat)| (*id, self.inner.peers.locate(*id, &seat.member));
                     seen.membership_config.nodes().map(located).collect()
                 });
         if found.is_empty() {
@@ -319,15 +332,23 @@ impl Node {
         }
     }
 
-    /// Adds a server, which must be running with an id that was never used: it gets the data first, then a vote. Call it at
-    /// the leader of every group (see [`Node::leadership`]); elsewhere it fails and changes nothing.
-    pub async fn add_member(&self, group: GroupId, id: NodeId, member: Member) -> Result<(), ConsensusError> {
-        self.group(group)?.add_member(id, member).await
+    /// Who the members of the council are and who of them votes, by the newest entry here.
+    pub fn roster(&self) -> Roster {
+        self.inner
+            .groups
+            .get(&GroupId::COUNCIL)
+            .map_or_else(Roster::default, |group| group.roster().0)
     }
 
-    /// Removes a server for good: its id is never used again. Call it at the leader of every group.
-    pub async fn remove_member(&self, group: GroupId, id: NodeId) -> Result<(), ConsensusError> {
-        self.group(group)?.remove_member(id).await
+    /// Changes the members of all groups, wherever their leaders are. Completes when all groups have followed; may be asked for
+    /// again when it is not known whether it was done.
+    pub async fn change(&self, change: Change) -> Result<(), ConsensusError> {
+        self.inner.changes.change(&change).await
+    }
+
+    /// Waits until what was acknowledged anywhere before the call is known here.
+    pub async fn catch_up(&self) -> Result<(), ConsensusError> {
+        Ok(self.group(GroupId::COUNCIL)?.linearize().await?)
     }
 
     fn group(&self, group: GroupId) -> Result<&Group, ConsensusError> {
@@ -363,53 +384,14 @@ impl Node {
     }
 
     async fn hand_over(&self, group: &Group) {
-        let matched = followers(group);
-        if matched.is_empty() {
+        if group.followers().is_empty() {
             return;
         }
         // One that is gone already would let everybody wait for nothing, as when all servers are stopped one by one.
         let answers = ask_all(&self.inner.peers, &self.members()).await;
         let alive = answers.iter().filter_map(|(id, reply)| reply.as_ref().map(|_| *id));
-        let Some(to) = best_of(&matched, alive) else {
-            tracing::warn!(group = %group.id, "no other server answers; leadership is not handed over");
-            return;
-        };
-        if let Err(error) = group.raft.trigger().transfer_leader(to).await {
-            tracing::warn!(group = %group.id, %error, "leadership could not be handed over");
-            return;
-        }
-        let mut leadership = group.leadership.subscribe();
-        let gone = leadership.wait_for(|now| !now.here && now.leader.is_some());
-        if timeout(self.inner.clock.as_ref(), HANDOVER, gone).await.is_err() {
-            tracing::warn!(group = %group.id, to, "nobody took leadership over in time; the others will elect a leader");
-        }
+        group.hand_over_to(&alive.collect()).await;
     }
-}
-
-/// The other voters and how far each is, if this server leads.
-fn followers(group: &Group) -> BTreeMap<NodeId, Option<u64>> {
-    let metrics = group.raft.metrics();
-    let seen = metrics.borrow_watched();
-    if seen.state != ServerState::Leader {
-        return BTreeMap::new();
-    }
-    let voters: BTreeSet<NodeId> = seen
-        .membership_config
-        .voter_ids()
-        .filter(|id| *id != group.me)
-        .collect();
-    let matched = seen.replication.iter().flatten().filter(|(id, _)| voters.contains(id));
-    matched
-        .map(|(id, matched)| (*id, matched.as_ref().map(|id| id.index)))
-        .collect()
-}
-
-/// Of those that are alive the one with the most entries. Pure.
-fn best_of(matched: &BTreeMap<NodeId, Option<u64>>, alive: impl Iterator<Item = NodeId>) -> Option<NodeId> {
-    alive
-        .filter_map(|id| matched.get(&id).map(|index| (*index, id)))
-        .max()
-        .map(|(_, id)| id)
 }
 
 /// What a start works with.
@@ -423,45 +405,46 @@ struct Starting<'a> {
 
 impl Starting<'_> {
     async fn groups(&self) -> Result<BTreeMap<GroupId, Arc<Group>>, ConsensusError> {
-        let mut logs = BTreeMap::new();
-        for id in GROUPS {
-            logs.insert(
-                id,
-                LogStore::open(id, self.writer.clone(), Some(&self.config.data_dir))?,
-            );
-        }
-        self.refuse_lost_data(&mut logs).await?;
         let mut groups = BTreeMap::new();
-        for (id, log) in logs {
+        for id in GROUPS {
+            let log = LogStore::open(id, self.writer.clone(), Some(&self.config.data_dir))?;
             groups.insert(id, self.group(id, log).await?);
         }
         Ok(groups)
     }
 
-    /// A server without data whose id the running leader has seen data of must not come back under that id: it would
-    /// count as holding entries that it lost, and might vote twice in one term.
-    async fn refuse_lost_data(&self, logs: &mut BTreeMap<GroupId, LogStore>) -> Result<(), ConsensusError> {
-        let mut empty = Vec::new();
-        for (id, log) in logs {
-            let state = log.get_log_state().await.map_err(raft_fault(*id, "read its log"))?;
-            if state.last_log_id.is_none() {
-                empty.push(*id);
-            }
+    /// What asks the others whether this server may take part; an error if they know already that it may not.
+    async fn entrance(&self) -> Result<Arc<Entrance>, ConsensusError> {
+        let empty = identity::empty_groups(self.writer.engine())?;
+        let entrance = Entrance {
+            peers: self.peers.clone(),
+            members: self.config.members.clone(),
+            gate: Gate::new(!empty.contains(&GroupId::COUNCIL)),
+            empty,
+            started: AtomicBool::new(false),
+        };
+        if !entrance.empty.is_empty() {
+            entrance.ask().await?;
         }
-        if empty.is_empty() {
-            return Ok(());
+        entrance.started.store(true, Ordering::Relaxed);
+        Ok(Arc::new(entrance))
+    }
+
+    /// What changes the members, and looks after them while this server leads.
+    fn changes(&self, about: &Arc<About>) -> Result<Arc<Changes>, ConsensusError> {
+        let council = about.groups.get(&GroupId::COUNCIL);
+        let council =
+            council.ok_or_else(|| raft_fault(GroupId::COUNCIL, "be found")("this version has no such group"))?;
+        let changes = Arc::new(Changes::new(Arc::clone(about), self.peers.clone(), Arc::clone(council)));
+        let stop = self.supervisor.shutdown_token().phase(Phase::Consensus);
+        for (id, group) in about.groups.iter() {
+            let task = Arc::clone(&changes).tend(Arc::clone(group), stop.clone());
+            let name = format!("members of {}", group_name(*id));
+            self.supervisor.spawn(TaskKind::Consensus, name, task);
         }
-        let me = self.config.id;
-        for (_, reply) in ask_all(self.peers, &self.config.members).await {
-            let groups = reply.into_iter().flat_map(|reply| reply.groups);
-            for status in groups.filter(|status| status.matched.contains_key(&me)) {
-                let group = GroupId(status.group);
-                if empty.contains(&group) {
-                    return Err(ConsensusError::DataGone { group, id: me });
-                }
-            }
-        }
-        Ok(())
+        let task = watch_removal(Arc::clone(council), stop);
+        self.supervisor.spawn(TaskKind::Consensus, "removal", task);
+        Ok(changes)
     }
 
     async fn group(&self, id: GroupId, log: LogStore) -> Result<Arc<Group>, ConsensusError> {
@@ -472,6 +455,7 @@ impl Starting<'_> {
         let state_machine = StateMachine::open(id, Arc::clone(&machine), engine, Arc::clone(&pending), spool.clone())?;
         let config = Arc::new(self.config.settings.raft(format!("hanse-{}", group_name(id)))?);
         let network = NetworkFactory::new(self.peers.clone(), id);
+        let roll = state_machine.roll();
         let raft = GroupRaft::new(self.config.id, config, network, log, state_machine).await;
         let raft = raft.map_err(raft_fault(id, "start"))?;
         let (reads, queue) = mpsc::channel(MAX_WAITING_READS);
@@ -484,6 +468,7 @@ impl Starting<'_> {
             spool,
             receiving: tokio::sync::Mutex::new(()),
             peers: self.peers.clone(),
+            roll,
             leadership: watch::Sender::new(Leadership::default()),
             reads,
             contact: AtomicU64::new(0),
@@ -502,21 +487,5 @@ impl Starting<'_> {
         self.supervisor
             .spawn(TaskKind::Consensus, format!("upkeep of {name}"), task);
         Ok(group)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn leadership_goes_to_the_most_advanced_server_that_answers() {
-        let matched = BTreeMap::from([(2, Some(9)), (3, Some(7)), (4, None)]);
-        assert_eq!(best_of(&matched, [2, 3, 4].into_iter()), Some(2));
-        assert_eq!(best_of(&matched, [3, 4].into_iter()), Some(3));
-        assert_eq!(best_of(&matched, [4].into_iter()), Some(4));
-        // Server 5 answers, but is no voter.
-        assert_eq!(best_of(&matched, [5].into_iter()), None);
-        assert_eq!(best_of(&matched, std::iter::empty()), None);
     }
 }

@@ -244,7 +244,7 @@ fn stamped(command: &Bytes, at_millis: i64) -> Bytes {
 }
 
 /// Whether a call failed before anything of it was sent.
-fn never_left(status: &tonic::Status) -> bool {
+pub(crate) fn never_left(status: &tonic::Status) -> bool {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
         if error.is::<tonic::ConnectError>() {

@@ -3,6 +3,7 @@
 use crate::codec::{self, pb};
 use crate::error::{CodecError, ConsensusError};
 use crate::group::Group;
+use crate::membership::Changes;
 use crate::network::{CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_MESSAGE_BYTES, STREAM_WINDOW};
 use crate::peer_stream::PeerStream;
 use crate::snapshot::{Incoming, SnapshotData, Spooled, read_head};
@@ -39,6 +40,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub struct Service {
     about: Arc<About>,
+    changes: Arc<Changes>,
 }
 
 /// Before any answer: bad records are the caller's fault, a stopping server is not.
@@ -70,8 +72,24 @@ type Replies = BoxStream<'static, Result<pb::AppendReply, Status>>;
 
 impl Service {
     /// For this server and its groups.
-    pub fn new(about: Arc<About>) -> Self {
-        Self { about }
+    pub fn new(about: Arc<About>, changes: Arc<Changes>) -> Self {
+        Self { about, changes }
+    }
+
+    /// A group of this server, once that may take part in Raft.
+    async fn admitted(&self, id: u32) -> Result<Arc<Group>, Status> {
+        let group = self.group(id)?;
+        let opened = self.about.gate.opened();
+        // Callers wait longer than that; a new server is told soon.
+        if timeout(group.clock().as_ref(), group.settings().election_min, opened)
+            .await
+            .is_err()
+        {
+            return Err(Status::unavailable(
+                "this server has no data, and no leader has told it yet that it never had any",
+            ));
+        }
+        Ok(group)
     }
 
     fn group(&self, id: u32) -> Result<Arc<Group>, Status> {
@@ -87,7 +105,7 @@ impl Service {
             return Ok(futures::stream::empty().boxed());
         };
         let first = first?;
-        let group = self.group(first.group)?;
+        let group = self.admitted(first.group).await?;
         let number = first.group;
         let follower = Arc::clone(&group);
         let requests = futures::stream::once(async { Ok(first) }).chain(requests);
@@ -114,7 +132,7 @@ impl Service {
         let Some(Frame::Head(head)) = frames.message().await?.and_then(|frame| frame.frame) else {
             return Err(Status::invalid_argument("a snapshot must begin with its head"));
         };
-        let group = self.group(head.group)?;
+        let group = self.admitted(head.group).await?;
         let (vote, meta) = read_head(head)?;
         let _one_at_a_time = group.receiving.lock().await;
         tracing::info!(group = %group.id, last = ?meta.last_log_id, "a snapshot arrives");
@@ -174,7 +192,7 @@ impl Consensus for Service {
 
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
         let request = request.into_inner();
-        let group = self.group(request.group)?;
+        let group = self.admitted(request.group).await?;
         let reply = group
             .raft
             .vote(codec::vote_request_from_pb(request)?)
@@ -185,7 +203,7 @@ impl Consensus for Service {
 
     async fn pre_vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
         let request = request.into_inner();
-        let group = self.group(request.group)?;
+        let group = self.admitted(request.group).await?;
         let reply = group
             .raft
             .pre_vote(codec::vote_request_from_pb(request)?)
@@ -206,7 +224,7 @@ impl Consensus for Service {
         request: Request<pb::TransferRequest>,
     ) -> Result<Response<pb::TransferReply>, Status> {
         let request = request.into_inner();
-        let group = self.group(request.group)?;
+        let group = self.admitted(request.group).await?;
         let answer = group
             .raft
             .handle_transfer_leader(codec::transfer_from_pb(request)?)
@@ -236,6 +254,10 @@ impl Consensus for Service {
 
     async fn status(&self, _request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusReply>, Status> {
         Ok(Response::new(self.about.reply()))
+    }
+
+    async fn change(&self, request: Request<pb::ChangeRequest>) -> Result<Response<pb::ChangeReply>, Status> {
+        Ok(Response::new(self.changes.change_for(request.into_inner()).await?))
     }
 }
 

@@ -7,7 +7,7 @@ use crate::codec::{Applied, decode};
 use crate::error::ConsensusError;
 use crate::pending::Pending;
 use crate::snapshot::{Live, SnapshotData, Spool, Spooled};
-use crate::types::{Answer, Entry, GroupId, LogId, ProposalId, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::types::{Answer, Entry, GroupId, LogId, NodeId, ProposalId, SnapshotMeta, StoredMembership, TypeConfig};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use hanse_state::StoreError;
@@ -17,8 +17,10 @@ use hanse_state::machine::Machine;
 use hanse_state::pb::Command;
 use openraft::EntryPayload;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// Most entries in one batch.
 const MAX_BATCH: usize = 1024;
@@ -39,6 +41,16 @@ pub struct StateMachine {
     pending: Arc<Pending>,
     spool: Spool,
     applied: Applied,
+    roll: watch::Sender<Arc<Roll>>,
+}
+
+/// Who the members are and who was one, by what is applied here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roll {
+    /// The newest applied membership.
+    pub membership: StoredMembership,
+    /// Ids that are used up.
+    pub removed: BTreeSet<NodeId>,
 }
 
 impl StateMachine {
@@ -57,6 +69,7 @@ impl StateMachine {
             pending,
             spool,
             applied: Applied::default(),
+            roll: watch::Sender::default(),
         };
         if let Some(spooled) = this.spool.unfinished() {
             tracing::warn!(%group, "installing a snapshot again, because the last try was cut short");
@@ -68,10 +81,23 @@ impl StateMachine {
 
     fn reload(&mut self) -> Result<(), ConsensusError> {
         self.applied = Applied::decode(self.machine.marker()?)?;
+        self.call_roll();
         if let Some(last) = &self.applied.last {
             self.pending.applied(last.leader_id.term, last.index);
         }
         Ok(())
+    }
+
+    /// Follows who the members are.
+    pub fn roll(&self) -> watch::Receiver<Arc<Roll>> {
+        self.roll.subscribe()
+    }
+
+    fn call_roll(&self) {
+        let Applied {
+            membership, removed, ..
+        } = self.applied.clone();
+        self.roll.send_replace(Arc::new(Roll { membership, removed }));
     }
 
     /// Applies entries in one batch and answers them.
@@ -79,7 +105,7 @@ impl StateMachine {
         let mut commands: Vec<Command> = Vec::with_capacity(batch.len());
         let mut answers: Vec<(Option<ProposalId>, Option<ApplyResponder<TypeConfig>>)> =
             Vec::with_capacity(batch.len());
-        let mut applied = self.applied.clone();
+        let (mut applied, mut changed) = (self.applied.clone(), false);
         for (entry, responder) in batch {
             applied.last = Some(entry.log_id);
             let id = match entry.payload {
@@ -89,7 +115,8 @@ impl StateMachine {
                     Some(proposal.id)
                 }
                 EntryPayload::Membership(membership) => {
-                    applied.membership = StoredMembership::new(Some(entry.log_id), membership);
+                    applied.change_membership(StoredMembership::new(Some(entry.log_id), membership));
+                    changed = true;
                     None
                 }
             };
@@ -97,6 +124,9 @@ impl StateMachine {
         }
         let mut outcomes = self.machine.apply(commands, Some(applied.encode()))?.into_iter();
         self.applied = applied;
+        if changed {
+            self.call_roll();
+        }
         for (id, responder) in answers {
             // Whoever waits on this member gets the outcome itself; a forwarded write's goes out through Raft.
             let outcome = match id {

@@ -1,5 +1,6 @@
 //! How the servers are doing: each answers for itself over the Raft port, and the answers are put side by side.
 
+use crate::admission::Gate;
 use crate::codec::pb;
 use crate::config::NodeConfig;
 use crate::group::Group;
@@ -9,7 +10,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use hanse_api::resources::GroupProgress;
 use hanse_runtime::clock::timeout;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -21,6 +22,8 @@ pub struct About {
     name: String,
     version: String,
     pub(crate) groups: Arc<BTreeMap<GroupId, Arc<Group>>>,
+    /// Whether this server takes part in Raft.
+    pub(crate) gate: Gate,
     extra: OnceLock<Extra>,
 }
 
@@ -31,18 +34,27 @@ impl fmt::Debug for About {
 }
 
 impl About {
-    pub(crate) fn new(config: &NodeConfig, groups: Arc<BTreeMap<GroupId, Arc<Group>>>) -> Self {
+    pub(crate) fn new(config: &NodeConfig, groups: Arc<BTreeMap<GroupId, Arc<Group>>>, gate: Gate) -> Self {
         Self {
             id: config.id,
             name: config.name.clone(),
             version: config.version.clone(),
             groups,
+            gate,
             extra: OnceLock::new(),
         }
     }
 
     pub(crate) fn tell(&self, extra: impl Fn() -> Vec<u8> + Send + Sync + 'static) {
         self.extra.get_or_init(|| Box::new(extra));
+    }
+
+    /// Servers that were members of the council once, by what is applied here.
+    pub(crate) fn removed(&self) -> BTreeSet<NodeId> {
+        let council = self.groups.get(&GroupId::COUNCIL);
+        council
+            .map(|group| group.roll.borrow().removed.clone())
+            .unwrap_or_default()
     }
 
     /// The answer to the question how this server is.
@@ -53,6 +65,7 @@ impl About {
             version: self.version.clone(),
             groups: self.groups.values().map(|group| group.status_message()).collect(),
             extra: self.extra.get().map(|extra| extra().into()).unwrap_or_default(),
+            removed: self.removed().into_iter().collect(),
         }
     }
 }

@@ -30,6 +30,29 @@ pub struct Member {
     pub address: String,
 }
 
+/// A server's place in a membership, as the log has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seat {
+    /// Name and address. The name is empty until a server that was added without one has been heard of.
+    pub member: Member,
+    /// It has acknowledged entries: without data it must not come back under this id.
+    pub held: bool,
+    /// Its address was changed through the log, which then goes before what servers' own configurations say.
+    pub moved: bool,
+    /// It gets a vote as soon as it has the data. Means nothing for a voter.
+    pub awaits_vote: bool,
+}
+
+impl Seat {
+    /// The seat of a server that was just put in.
+    pub fn of(member: Member) -> Self {
+        Self {
+            member,
+            ..Self::default()
+        }
+    }
+}
+
 /// Tells one proposal from all others of a group, so that its proposer recognises it when it is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProposalId {
@@ -83,7 +106,7 @@ openraft::declare_raft_types!(
         D = Proposal,
         R = Answer,
         NodeId = NodeId,
-        Node = Member,
+        Node = Seat,
         LeaderId = openraft::impls::leader_id_std::LeaderId<Self::Term, Self::NodeId>,
 );
 
@@ -96,6 +119,6 @@ pub type Entry = openraft::type_config::alias::EntryOf<TypeConfig>;
 /// A membership and the entry that set it.
 pub type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
 /// A membership.
-pub type Membership = openraft::Membership<NodeId, Member>;
+pub type Membership = openraft::Membership<NodeId, Seat>;
 /// What a snapshot is of.
 pub type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>;

@@ -3,10 +3,11 @@
 
 mod conformance;
 mod harness;
+mod membership;
 mod partitions;
 
 use hanse_consensus::tls::Tls;
-use hanse_consensus::{ConsensusError, GROUPS, GroupId, NodeId, Settings, Trust};
+use hanse_consensus::{Change, ConsensusError, GROUPS, GroupId, NodeId, Settings, Trust};
 use hanse_state::{Access, Store, StoreError, WatchItem, WatchRequest};
 use harness::{Cluster, SOON, access, eager_snapshots, get, leaf, put, wait_for};
 use std::collections::{BTreeMap, BTreeSet};
@@ -329,16 +330,12 @@ async fn a_wiped_server_is_refused_and_comes_back_under_a_new_id() {
     cluster.machines.remove(&lost);
     cluster.add_machine(4);
     cluster.boot(4).await;
-    let member = cluster.machines[&4].member.clone();
-    for group in GROUPS {
-        let leader = cluster.leader(group).await;
-        let member = member.clone();
-        let change = cluster.processes[&leader].run(move |node| async move {
-            node.remove_member(group, lost).await?;
-            node.add_member(group, 4, member).await
-        });
-        change.await.unwrap().unwrap();
-    }
+    let left = (1..=3).find(|id| *id != lost).unwrap();
+    membership::change(&cluster, left, Change::Remove(lost)).await.unwrap();
+    let added = membership::added(&cluster, 4, false);
+    membership::change(&cluster, left, added).await.unwrap();
+    let all: Vec<NodeId> = (1..=4).filter(|id| *id != lost).collect();
+    membership::voters(&cluster, left, &all).await;
     assert_eq!(cluster.get(4, "f0299").await.unwrap().as_deref(), Some("v"));
     cluster.put(4, "new", "v").await.unwrap();
     cluster.agree().await;
