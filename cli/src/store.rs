@@ -155,9 +155,9 @@ const FLAGS: [(&str, Form, &str, &str); 44] = [
     ("pre-vote", Form::FixedSwitch("true"), "true", "ask before an election"),
     (
         "strict-reconfig-check",
-        Form::FixedSwitch("true"),
+        Form::Switch,
         "true",
-        "refuse changes that lose the quorum",
+        "refuse changes that lose the quorum; always so",
     ),
     (
         "enable-pprof",
@@ -495,6 +495,7 @@ impl Values {
             data_dir,
             token: self.get("initial-cluster-token").to_owned(),
             members,
+            existing: state == "existing",
             peer_listen: peer_listen.address,
             peer_tls,
             clients: self.clients(client_tls.is_some())?,

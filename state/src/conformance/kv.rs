@@ -479,6 +479,10 @@ pub(super) async fn compaction(t: &Tenant) {
     );
     assert!(matches!(t.try_txn(inside).await, Err(StoreError::Compacted { .. })));
     assert_eq!(t.get("c").await, None);
+    // A negative revision is none by itself, but in a transaction it is one that was compacted: etcd's way.
+    assert_eq!(t.range(at(-1, "a")).await.kvs[0].value, "3");
+    let negative = txn(vec![], vec![op(Request::RequestRange(at(-1, "a")))], vec![]);
+    assert!(matches!(t.try_txn(negative).await, Err(StoreError::Compacted { .. })));
 }
 
 /// Counters that many tasks raise by comparing and setting lose no increment.

@@ -48,6 +48,10 @@ impl Path {
         for op in ops(req, self.succeeded) {
             match &op.request {
                 Some(Request::RequestRange(range)) => {
+                    // A range of its own takes a negative revision for none; in a transaction etcd takes it at its word.
+                    if range.revision < 0 && range.revision < view.floor {
+                        return Err(StoreError::Compacted { floor: view.floor });
+                    }
                     view.revision_of(range)?;
                 }
                 Some(Request::RequestPut(put)) => check_put(view.space, put)?,
