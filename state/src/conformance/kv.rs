@@ -404,6 +404,15 @@ async fn refused_transactions(t: &Tenant) {
             }),
             StoreError::LeaseNotFound,
         ),
+        // Of two faults etcd names the lease.
+        (
+            put_with(pb::PutRequest {
+                lease: 4711,
+                ignore_value: true,
+                ..put("missing", "")
+            }),
+            StoreError::LeaseNotFound,
+        ),
         (
             put_with(pb::PutRequest {
                 ignore_value: true,

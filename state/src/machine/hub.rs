@@ -220,6 +220,11 @@ impl Hub {
         shared.revision()
     }
 
+    /// Number of watches.
+    pub(crate) fn len(&self) -> usize {
+        self.watchers.lock().all().count()
+    }
+
     fn leave(&self, range: &KeyRange, id: u64) {
         let mut watchers = self.watchers.lock();
         if let Some(members) = watchers.ranges.get_mut(range) {

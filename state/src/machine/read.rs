@@ -84,6 +84,11 @@ impl Machine {
         Ok(Watch::new(created, Box::new(subscription)))
     }
 
+    /// Number of the space's watches.
+    pub fn watchers(&self, access: &Access) -> Result<usize, StoreError> {
+        Ok(self.space_of(access)?.hub.len())
+    }
+
     /// Ids of the space's leases.
     pub fn leases(&self, access: &Access) -> Result<Vec<i64>, StoreError> {
         Ok(self.space_of(access)?.leases.lock().keys().copied().collect())

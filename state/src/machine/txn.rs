@@ -101,14 +101,14 @@ fn ops(req: &pb::TxnRequest, succeeded: bool) -> &[pb::RequestOp] {
 }
 
 fn check_put(space: &Space, put: &pb::PutRequest) -> Result<(), StoreError> {
+    if put.lease != 0 && !space.leases.lock().contains_key(&put.lease) {
+        return Err(StoreError::LeaseNotFound);
+    }
     if put.ignore_value || put.ignore_lease {
         let index = space.index.read();
         if index.latest(&put.key).is_none_or(Version::is_tombstone) {
             return Err(StoreError::KeyNotFound);
         }
-    }
-    if put.lease != 0 && !space.leases.lock().contains_key(&put.lease) {
-        return Err(StoreError::LeaseNotFound);
     }
     Ok(())
 }
