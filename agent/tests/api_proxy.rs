@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/keys.rs"]
+mod keys;
+
 use bytes::Bytes;
 use hanse_agent::api_proxy::{ApiProxy, ApiTarget, Targets};
 use hanse_api::Timestamp;
@@ -18,6 +21,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use keys::tenant_keys;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -157,23 +161,6 @@ struct Setup {
     seen: Arc<Seen>,
     targets: Arc<Targets>,
     now: Timestamp,
-}
-
-fn tenant_keys(now: Timestamp) -> (Ca, TenantPki) {
-    let ca = Ca::generate("tenant", 1, now).unwrap();
-    let admin = LeafSpec {
-        common_name: "hanse:proxy".into(),
-        organizations: vec!["system:masters".into()],
-        client: true,
-        days: 1,
-        ..LeafSpec::default()
-    };
-    let pki = TenantPki {
-        ca: ca.key_pair(),
-        admin: ca.issue(&admin, now).unwrap(),
-        ..TenantPki::default()
-    };
-    (ca, pki)
 }
 
 async fn setup() -> Setup {
@@ -386,18 +373,7 @@ async fn what_was_not_sent_may_be_repeated_and_what_was_lost_may_not() {
         .local_addr()
         .unwrap();
     let now = setup.now;
-    let ca = Ca::generate("x", 1, now).unwrap();
-    let admin = LeafSpec {
-        common_name: "a".into(),
-        client: true,
-        days: 1,
-        ..LeafSpec::default()
-    };
-    let pki = TenantPki {
-        ca: ca.key_pair(),
-        admin: ca.issue(&admin, now).unwrap(),
-        ..TenantPki::default()
-    };
+    let (_, pki) = tenant_keys(now);
     let clock = SystemClock::shared();
     setup
         .targets

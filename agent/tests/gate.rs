@@ -2,11 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/keys.rs"]
+mod keys;
+
 use bytes::Bytes;
 use hanse_agent::api_proxy::{ApiTarget, Targets};
 use hanse_agent::tenant::health::{Health, Probe};
 use hanse_agent::tenant::nodes::Wanted;
-use hanse_api::intent::TenantPki;
 use hanse_runtime::clock::{Clock, SystemClock};
 use hanse_runtime::pki::{Ca, LeafSpec, load_certs, load_key};
 use hanse_runtime::supervisor::Supervisor;
@@ -15,6 +17,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use keys::tenant_keys;
 use serde_json::json;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -128,18 +131,7 @@ struct Setup {
 
 async fn probed(known: bool, part: Part) -> Setup {
     let clock = SystemClock::shared();
-    let ca = Ca::generate("tenant", 1, clock.wall()).unwrap();
-    let admin = LeafSpec {
-        common_name: "hanse:proxy".into(),
-        client: true,
-        days: 1,
-        ..LeafSpec::default()
-    };
-    let pki = TenantPki {
-        ca: ca.key_pair(),
-        admin: ca.issue(&admin, clock.wall()).unwrap(),
-        ..TenantPki::default()
-    };
+    let (ca, pki) = tenant_keys(clock.wall());
     let part = Arc::new(Mutex::new(part));
     let address = api_server(&ca, part.clone()).await;
     let target = ApiTarget::new("t", address, &pki, clock.clone(), Supervisor::default()).unwrap();

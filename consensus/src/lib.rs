@@ -20,6 +20,7 @@ pub mod group;
 pub mod high_water;
 pub mod identity;
 pub mod log_store;
+mod log_tail;
 pub mod membership;
 pub mod network;
 pub mod node;

@@ -7,6 +7,7 @@
 use crate::codec;
 use crate::error::{CodecError, ConsensusError};
 use crate::high_water::HighWater;
+use crate::log_tail::Tail;
 use crate::types::{Entry, GroupId, LogId, TypeConfig, Vote, group_name};
 use bytes::Bytes;
 use futures::Stream;
@@ -16,6 +17,7 @@ use hanse_state::engine::{Cf, EngineError, LogWriter, SharedEngine, WriteBatch};
 use hanse_state::keys::{meta_key, prefix_end};
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use parking_lot::Mutex;
 use prost::Message;
 use std::fmt::Debug;
 use std::io;
@@ -27,6 +29,8 @@ use std::sync::Arc;
 pub const MAX_READ_BYTES: usize = 4 * 1024 * 1024;
 /// Most entries read at once for apply.
 const MAX_READ_ENTRIES: u64 = 1024;
+/// Bytes of the newest entries that each group keeps in memory: at full load, what a follower or the machine may lag.
+const TAIL_BYTES: usize = 4 * 1024 * 1024;
 
 const VOTE: &[u8] = b"raft/vote";
 const PURGED: &[u8] = b"raft/purged";
@@ -42,6 +46,8 @@ struct Inner {
     engine: SharedEngine,
     writer: LogWriter,
     mark: Arc<HighWater>,
+    /// Taken for a moment, never across a wait.
+    tail: Mutex<Tail>,
 }
 
 impl Debug for LogStore {
@@ -77,6 +83,7 @@ impl LogStore {
                 engine,
                 writer,
                 mark: Arc::new(mark),
+                tail: Mutex::new(Tail::new(TAIL_BYTES)),
             }),
         };
         store.check_complete()?;
@@ -132,6 +139,10 @@ impl LogStore {
         if start >= end {
             return Ok(Vec::new());
         }
+        let most = if bounded { MAX_READ_BYTES } else { usize::MAX };
+        if let Some(entries) = self.inner.tail.lock().read(start, end, most) {
+            return Ok(entries);
+        }
         let (from, to) = (log_key(group, start), log_key(group, end));
         let mut cursor = self
             .inner
@@ -141,7 +152,7 @@ impl LogStore {
         let (mut entries, mut bytes) = (Vec::new(), 0);
         while let Some((_, value)) = cursor.current() {
             bytes += value.len();
-            if bounded && bytes > MAX_READ_BYTES && !entries.is_empty() {
+            if bytes > most && !entries.is_empty() {
                 break;
             }
             entries.push(codec::entry_from_bytes(Bytes::copy_from_slice(value))?);
@@ -243,19 +254,25 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + Send,
         I::IntoIter: Send,
     {
-        let mut batch = WriteBatch::new();
-        let mut last = None;
-        for entry in entries {
-            let value = codec::entry_to_pb(&entry).encode_to_vec();
-            batch.put(Cf::Log, log_key(self.inner.group, entry.index()), value);
-            last = Some(entry.index());
-        }
-        let Some(last) = last else {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        let (Some(first), Some(last)) = (entries.first(), entries.last()) else {
             callback.io_completed(Ok(()));
             return Ok(());
         };
+        let (first, last) = (first.index(), last.index());
+        let mut batch = WriteBatch::new();
+        for entry in &entries {
+            let value = codec::entry_to_pb(entry).encode_to_vec();
+            batch.put(Cf::Log, log_key(self.inner.group, entry.index()), value);
+        }
         let done = self.on_flushed(last, callback);
-        self.inner.writer.append(batch, done).await.map_err(io_error)
+        // First, because whoever the callback wakes reads at once.
+        self.inner.tail.lock().append(entries);
+        let appended = self.inner.writer.append(batch, done).await;
+        if appended.is_err() {
+            self.inner.tail.lock().cut(first);
+        }
+        appended.map_err(io_error)
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
@@ -264,11 +281,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             engine,
             writer,
             mark,
+            tail,
         } = self.inner.as_ref();
         let keep = last_log_id.map_or(0, |id| id.index + 1);
         // Callbacks of earlier appends raise the mark; they must be through before it goes down.
         writer.write(WriteBatch::new()).await.map_err(io_error)?;
         mark.lower(keep)?;
+        tail.lock().cut(keep);
         let prefix = group.prefix();
         let last = engine.last(Cf::Log, &prefix, &prefix_end(&prefix)).map_err(io_error)?;
         let last = last
@@ -285,6 +304,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         let group = self.inner.group;
+        self.inner.tail.lock().purge(log_id.index + 1);
         let mut batch = WriteBatch::new();
         batch.put(Cf::Meta, meta_key(group, PURGED), codec::purged_record(&log_id));
         batch.delete_range(Cf::Log, log_key(group, 0), log_key(group, log_id.index + 1));

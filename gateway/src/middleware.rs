@@ -106,16 +106,11 @@ fn public(inner: &Inner, request: &Request<Body>, route: &Route) -> Result<Respo
     if !matches!(request.method().as_str(), "GET" | "HEAD") {
         return Err(apiserver::not_allowed());
     }
-    let verbose = Query::parse(request.uri().query().unwrap_or_default()).is_ok_and(|q| q.flag("verbose"));
+    let query = Query::parse(request.uri().query().unwrap_or_default()).unwrap_or_default();
     Ok(match route {
         Route::Version => answer::json(http::StatusCode::OK, &ops::version()),
-        Route::Health(probe) => ops::health(*probe, inner.parts.objects.store().as_ref(), inner.draining(), verbose),
-        _ => ops::health(
-            Probe::Live,
-            inner.parts.objects.store().as_ref(),
-            inner.draining(),
-            verbose,
-        ),
+        Route::Health(probe) => ops::health(*probe, &inner.backend, inner.draining(), &query),
+        _ => ops::health(Probe::Live, &inner.backend, inner.draining(), &query),
     })
 }
 

@@ -1,10 +1,11 @@
 //! `/healthz`, `/livez`, `/readyz`, `/version` and `/metrics`.
 
 use crate::answer;
+use crate::apiserver::backend::Backend;
 use crate::body::Response;
+use crate::query::Query;
 use crate::router::Probe;
 use hanse_runtime::telemetry::Metrics;
-use hanse_state::Store;
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -19,8 +20,9 @@ struct Check {
     fault: Option<&'static str>,
 }
 
-/// Answers a probe.
-pub(crate) fn health(probe: Probe, store: &dyn Store, draining: bool, verbose: bool) -> Response {
+/// Answers a probe. `?verbose` lists the checks, `?exclude=NAME` leaves one out, as at a kube-apiserver.
+pub(crate) fn health(probe: Probe, backend: &Backend, draining: bool, query: &Query) -> Response {
+    let store = backend.objects.store();
     let fault = |bad: bool, why| if bad { Some(why) } else { None };
     let checks = match probe {
         Probe::Live => vec![Check {
@@ -44,29 +46,38 @@ pub(crate) fn health(probe: Probe, store: &dyn Store, draining: bool, verbose: b
                 fault: fault(store.revision() <= 0, "this server has applied nothing yet"),
             },
             Check {
+                name: "agents",
+                fault: fault(
+                    backend.cluster_status.awaits_agents(),
+                    "agents that other servers hold are not connected here yet",
+                ),
+            },
+            Check {
                 name: "shutdown",
                 fault: fault(draining, "this server is shutting down"),
             },
         ],
     };
-    let good = checks.iter().all(|c| c.fault.is_none());
+    let counts = |check: &&Check| !query.all("exclude").any(|name| name == check.name);
+    let good = checks.iter().filter(counts).all(|c| c.fault.is_none());
     let code = if good {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let text = if good && !verbose {
+    let text = if good && !query.flag("verbose") {
         "ok".to_owned()
     } else {
-        report(probe, &checks, good)
+        report(probe, &checks, counts, good)
     };
     answer::with_type(code, "text/plain; charset=utf-8", text)
 }
 
-fn report(probe: Probe, checks: &[Check], good: bool) -> String {
+fn report(probe: Probe, checks: &[Check], counts: impl Fn(&&Check) -> bool, good: bool) -> String {
     let mut text = String::new();
     for check in checks {
         text.push_str(&match check.fault {
+            _ if !counts(&check) => format!("[+]{} excluded: ok\n", check.name),
             None => format!("[+]{} ok\n", check.name),
             Some(why) => format!("[-]{} failed: {why}\n", check.name),
         });

@@ -13,11 +13,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Asks every server how it is.
+/// How the servers are.
 #[async_trait]
 pub trait ClusterStatus: Send + Sync + 'static {
     /// All servers with their status; one that does not answer is there with `online: false`.
     async fn servers(&self) -> Vec<Server>;
+    /// Whether this server, lately started, waits for agents that others hold. It is not ready until then: a load balancer
+    /// would send it requests for tenants that it cannot reach yet.
+    fn awaits_agents(&self) -> bool;
 }
 
 /// Bounds. The defaults are what an installation should have; tests make some smaller.

@@ -4,6 +4,7 @@ use crate::config::{MemberConfig, ServerConfig};
 use crate::error::ServerError;
 use crate::events::Events;
 use crate::files;
+use crate::readiness::await_agents;
 use crate::signals;
 use crate::status::{self, LiveStatus};
 use hanse_api::resources::ServerSpec;
@@ -194,6 +195,7 @@ async fn serve(
         cluster_status: Arc::new(LiveStatus {
             node: node.clone(),
             objects: objects.clone(),
+            agents_here: await_agents(node, Arc::clone(&hub) as _, &machine.clock, &machine.supervisor),
         }),
         metrics: machine.metrics.clone(),
         supervisor: machine.supervisor.clone(),

@@ -8,7 +8,9 @@ use hanse_gateway::ClusterStatus;
 use hanse_state::objects::{Objects, Page};
 use hanse_tunnel::AgentHub;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// Agents that a server tells of, in an answer of bounded size.
 const MAX_TOLD_AGENTS: usize = 10_000;
@@ -19,6 +21,8 @@ pub struct LiveStatus {
     pub node: Node,
     /// The registry.
     pub objects: Objects,
+    /// Cancelled once this server need not wait for agents, see [`crate::readiness`].
+    pub agents_here: CancellationToken,
 }
 
 #[async_trait]
@@ -48,6 +52,10 @@ impl ClusterStatus for LiveStatus {
             .map(|server| join(server, &live))
             .collect()
     }
+
+    fn awaits_agents(&self) -> bool {
+        !self.agents_here.is_cancelled()
+    }
 }
 
 /// What a server tells of itself beside its part in consensus; a server that knows more fields may tell an older one.
@@ -60,16 +68,18 @@ struct Told {
 /// Lets this server tell the others which agents are connected here.
 pub fn tell(node: &Node, hub: Arc<dyn AgentHub>) {
     node.tell(move || {
-        let mut agents: Vec<String> = hub.sessions().into_iter().map(|session| session.cluster).collect();
-        agents.sort_unstable();
-        agents.dedup();
-        agents.truncate(MAX_TOLD_AGENTS);
+        let agents = connected(hub.as_ref()).into_iter().take(MAX_TOLD_AGENTS).collect();
         serde_json::to_vec(&Told { agents }).unwrap_or_default()
     });
 }
 
+/// Agents that are connected to this server.
+pub(crate) fn connected(hub: &dyn AgentHub) -> BTreeSet<String> {
+    hub.sessions().into_iter().map(|session| session.cluster).collect()
+}
+
 /// Agents that another server told of; none of one that runs another version or did not answer.
-fn told_agents(member: &MemberStatus) -> Vec<String> {
+pub(crate) fn told_agents(member: &MemberStatus) -> Vec<String> {
     if member.extra.is_empty() {
         return Vec::new();
     }

@@ -48,6 +48,9 @@ pub struct Settings {
     pub life_wait: Duration,
     /// Limit of handshakes, greetings and heads.
     pub handshake: Duration,
+    /// How long an agent tries to reach a server before it dials anew. Within one attempt QUIC waits twice as long before each
+    /// repetition (RFC 9002, 6.2), so a long one would notice late that a silent server is back.
+    pub dial: Duration,
     /// Least and greatest bound of the wait before dialing again.
     pub backoff: (Duration, Duration),
     /// A connection that lived so long lets the next backoff start over.
@@ -91,7 +94,8 @@ impl Default for Settings {
             probe_after: Duration::from_secs(1),
             life_wait: Duration::from_secs(3),
             handshake: Duration::from_secs(10),
-            backoff: (Duration::from_millis(200), Duration::from_secs(10)),
+            dial: Duration::from_secs(5),
+            backoff: (Duration::from_millis(200), Duration::from_secs(3)),
             stable_after: Duration::from_secs(30),
             drain_grace: Duration::from_secs(2),
             request_streams: 256,

@@ -93,7 +93,7 @@ const CRATES: &[Crate] = &[
     },
     Crate {
         name: "hanse-chaos-tests",
-        may_use: &[API, RUNTIME],
+        may_use: &[API, RUNTIME, STATE],
         never: &[],
     },
     Crate {

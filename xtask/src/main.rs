@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod cache;
 mod check;
 mod deny;
@@ -49,6 +50,11 @@ enum Task {
     Check,
     /// Check file and function lengths, banned names and crate layers only (seconds)
     Tidy,
+    /// Measure Hanse beside its peers; writes tables and plots into docs/bench
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Build the store library into the cache and lead cargo to it
     Rocksdb,
     /// Build kube-apiserver, kubectl, kwok, etcd and the like into the cache; print the folder
@@ -59,6 +65,16 @@ enum Task {
         /// Build the clients that only tests run instead
         #[arg(long, conflicts_with = "dir")]
         clients: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// `hanse store` beside etcd: the same load in turns
+    Store {
+        /// Passed on to the load; `--help` shows what it takes
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
     },
 }
 
@@ -78,6 +94,9 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test { args } => return check::test(&args),
         Task::Check => check::check()?,
         Task::Tidy => check::tidy()?,
+        Task::Bench {
+            what: Bench::Store { args },
+        } => bench::store(&args)?,
         Task::Rocksdb => {
             packages::install()?;
             rocksdb::ensure()?;

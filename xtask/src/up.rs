@@ -45,7 +45,8 @@ pub(crate) fn up(args: &[String]) -> Result<()> {
     Err(error).with_context(|| format!("start {}", binary.display()))
 }
 
-fn build() -> Result<PathBuf> {
+/// Builds the program as users run it.
+pub(crate) fn build() -> Result<PathBuf> {
     let step = Step::start("program", "building target release");
     let target = target_dir()?;
     step.run(

@@ -464,11 +464,11 @@ fn counted(all: usize, fresh: usize) -> String {
     }
 }
 
-/// Whether a gateway says that it is ready, or why not.
+/// Whether a gateway says that it is ready, or why not. Agents are left out: those that it waits for may be the next to start.
 async fn ready(http: &Http) -> std::result::Result<(), String> {
     /// Of the answer, as much as fits a line.
     const EXCERPT: usize = 120;
-    match http.once(&Call::get("/readyz")).await {
+    match http.once(&Call::get("/readyz?exclude=agents")).await {
         Ok(reply) if reply.status.is_success() => Ok(()),
         Ok(reply) => {
             let text = String::from_utf8_lossy(&reply.body);

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -363,6 +364,8 @@ impl Cluster {
 /// A way between two servers. While it is cut, bytes stay where they are and new connections get no answer.
 pub struct Link {
     pub address: SocketAddr,
+    /// Connections that were made through it.
+    pub connections: Arc<AtomicUsize>,
     cut: watch::Sender<bool>,
 }
 
@@ -370,9 +373,11 @@ impl Link {
     pub async fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let (address, cut) = (listener.local_addr().unwrap(), watch::Sender::new(false));
-        let state = cut.subscribe();
+        let (state, connections) = (cut.subscribe(), Arc::<AtomicUsize>::default());
+        let count = Arc::clone(&connections);
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
                 let state = state.clone();
                 tokio::spawn(async move {
                     open(&state).await?;
@@ -386,7 +391,11 @@ impl Link {
                 });
             }
         });
-        Self { address, cut }
+        Self {
+            address,
+            connections,
+            cut,
+        }
     }
 
     pub fn cut(&self, cut: bool) {

@@ -2,6 +2,7 @@
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "test code")]
 
 mod conformance;
+mod forwarding;
 mod harness;
 mod membership;
 mod partitions;

@@ -292,7 +292,7 @@ fn documents(backend: &Backend, path: &str, request: &ApiRequest<'_>) -> Result<
 
 /// The probes once more, below the address that a kubeconfig holds; `draining` is the front door's to say.
 fn health(backend: &Backend, probe: Probe, query: &Query) -> Response {
-    ops::health(probe, backend.objects.store().as_ref(), false, query.flag("verbose"))
+    ops::health(probe, backend, false, query)
 }
 
 /// Removes members that are null: Kubernetes takes them for absent, and Go clients send many.

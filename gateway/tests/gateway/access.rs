@@ -1,9 +1,11 @@
 //! Who gets in.
 
-use crate::world::{API, DEMO, World, soon};
+use crate::world::{API, DEMO, NoServers, World, soon};
 use hanse_api::kinds::{ACCESS_KEYS, PROJECTS, USERS};
 use hanse_gateway::access_key;
 use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Every route but the probes answers 401 without credentials, whatever the method, and never redirects.
 #[tokio::test]
@@ -50,6 +52,30 @@ async fn every_route_needs_credentials() {
     }
     assert!(nobody.get("/readyz?verbose").await.text.contains("[+]store-leader ok"));
     assert_eq!(world.agent.count(), 0);
+}
+
+#[tokio::test]
+async fn a_server_that_awaits_agents_is_alive_but_not_ready() {
+    let servers = Arc::new(NoServers::default());
+    servers.awaits_agents.store(true, Ordering::SeqCst);
+    let world = World::with(|parts| parts.cluster_status = servers.clone()).await;
+    let nobody = world.client(None);
+    for path in ["/healthz", "/livez"] {
+        assert_eq!(nobody.get(path).await.code, 200, "{path}");
+    }
+    let answer = nobody.get("/readyz").await;
+    assert_eq!(answer.code, 503);
+    assert!(
+        answer.text.contains("[-]agents failed: agents that other"),
+        "{}",
+        answer.text
+    );
+    assert_eq!(nobody.get("/readyz?exclude=agents").await.text, "ok");
+    let told = nobody.get("/readyz?exclude=agents&verbose").await.text;
+    assert!(told.contains("[+]agents excluded: ok"), "{told}");
+    assert_eq!(nobody.get("/readyz?exclude=ping").await.code, 503);
+    servers.awaits_agents.store(false, Ordering::SeqCst);
+    assert_eq!(nobody.get("/readyz").await.text, "ok");
 }
 
 #[tokio::test]

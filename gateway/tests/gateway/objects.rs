@@ -559,6 +559,10 @@ impl hanse_gateway::ClusterStatus for OneServer {
         });
         vec![server]
     }
+
+    fn awaits_agents(&self) -> bool {
+        false
+    }
 }
 
 #[tokio::test]

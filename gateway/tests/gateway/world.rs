@@ -39,12 +39,20 @@ pub const TENANT: &str = "tenant-uid-1";
 pub const DEMO: &str = "/kubernetes/project/default/virtualcluster/demo";
 pub const API: &str = "/kubernetes/management/apis/management.loft.sh/v1";
 
-pub struct NoServers;
+/// No live servers; agents are awaited while the flag is set.
+#[derive(Default)]
+pub struct NoServers {
+    pub awaits_agents: AtomicBool,
+}
 
 #[async_trait::async_trait]
 impl ClusterStatus for NoServers {
     async fn servers(&self) -> Vec<Server> {
         Vec::new()
+    }
+
+    fn awaits_agents(&self) -> bool {
+        self.awaits_agents.load(Ordering::SeqCst)
     }
 }
 
@@ -194,7 +202,7 @@ impl World {
             signer: Arc::new(Signer::new(&pki.server("eu-1").unwrap()).unwrap()),
             clock,
             rng,
-            cluster_status: Arc::new(NoServers),
+            cluster_status: Arc::new(NoServers::default()),
             metrics: Metrics::default(),
             supervisor: supervisor.clone(),
             ca_sha256: "c".repeat(64),

@@ -96,7 +96,7 @@ pub(super) async fn connect(
         let (welcome, control) = greet(dialer, &conn).await?;
         Ok::<_, TunnelError>((conn, welcome, control))
     };
-    let (conn, welcome, control) = timeout(&*dialer.parts.clock, dialer.settings.handshake, greeted)
+    let (conn, welcome, control) = timeout(&*dialer.parts.clock, dialer.settings.dial, greeted)
         .await
         .map_err(|_elapsed| {
             let fault = "no answer; check the address and that UDP is not blocked on the way".to_owned();

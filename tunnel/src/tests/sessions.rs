@@ -250,3 +250,32 @@ async fn a_session_that_breaks_the_protocol_is_closed() {
     assert_eq!(ended.code, Some(Code::Malformed), "{}", ended.text);
     assert!(server.hub.sessions().is_empty());
 }
+
+/// Connection id that the sender of a QUIC packet with a long header chose for its peer (RFC 9000, 17.2). New with each attempt.
+fn chosen_id(packet: &[u8]) -> Option<&[u8]> {
+    let length = usize::from(*packet.get(5)?);
+    (packet[0] & 0x80 != 0).then(|| packet.get(6..6 + length)).flatten()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_server_is_dialed_anew_before_the_attempt_grows_slow() {
+    let mut world = World::new();
+    world.settings.dial = Duration::from_millis(300);
+    let never = Duration::from_secs(600);
+    world.settings.handshake = never;
+    (world.settings.control.idle, world.settings.store.idle) = (never, never);
+    let silent = tokio::net::UdpSocket::bind(any_port()).await.unwrap();
+    let address = silent.local_addr().unwrap();
+    let agent = world.agent("eu", &[("s1", address)], echo());
+    // One attempt each of the control and the store connection, and then others.
+    let mut attempts = std::collections::BTreeSet::new();
+    let mut packet = [0; 2048];
+    while attempts.len() < 4 {
+        let length = soon("another attempt", silent.recv(&mut packet)).await.unwrap();
+        attempts.extend(chosen_id(&packet[..length]).map(<[u8]>::to_vec));
+    }
+    drop(silent);
+    let server = world.server_at("s1", address, echo_store("s1"));
+    server.agents(&["eu"]).await;
+    agent.connected(2).await;
+}
