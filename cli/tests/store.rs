@@ -2,30 +2,14 @@
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "test code")]
 
+#[path = "support/processes.rs"]
+mod processes;
+
+use processes::{free_ports, tool, wait_until_ready};
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use tempfile::TempDir;
-
-/// Where a pinned tool lies, if it was built on this machine.
-fn tool(name: &str) -> Option<PathBuf> {
-    let folder = match std::env::var_os("HANSE_KUBE_TOOLS") {
-        Some(word) if word == "PATH" => {
-            let path = std::env::var_os("PATH")?;
-            return std::env::split_paths(&path)
-                .map(|dir| dir.join(name))
-                .find(|file| file.is_file());
-        }
-        Some(dir) => PathBuf::from(dir),
-        None => {
-            let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-            let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)?;
-            cache.join("hanse/kube-tools/current")
-        }
-    };
-    Some(folder.join("bin").join(name)).filter(|file| file.is_file())
-}
 
 struct Cluster {
     members: Vec<Child>,
@@ -54,28 +38,6 @@ impl Setup {
             client: &[],
         }
     }
-}
-
-/// Reads a process' standard error until it says that it serves.
-fn wait_until_ready(process: &mut Child) {
-    let mut lines = BufReader::new(process.stderr.take().unwrap())
-        .lines()
-        .map_while(Result::ok);
-    assert!(
-        lines.any(|line| line.contains("ready to serve client requests")),
-        "a member ended"
-    );
-    // Whatever it says later must not fill the pipe.
-    std::thread::spawn(move || lines.for_each(drop));
-}
-
-fn free_ports(count: usize) -> Vec<String> {
-    // All are bound at once, so that they differ.
-    let ports: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    ports
-        .iter()
-        .map(|port| port.local_addr().unwrap().to_string())
-        .collect()
 }
 
 impl Cluster {

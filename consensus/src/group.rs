@@ -98,8 +98,10 @@ impl Group {
         let limit = self.settings().election_max * 2;
         if self.leadership.borrow().here {
             let metrics = self.raft.metrics();
-            let acked = metrics.borrow_watched().last_quorum_acked;
-            return acked.is_none_or(|at| at.elapsed() <= limit);
+            let seen = metrics.borrow_watched();
+            // Raft notes a quorum of one only when it writes.
+            let alone = seen.membership_config.voter_ids().all(|id| id == self.me);
+            return alone || seen.last_quorum_acked.is_none_or(|at| at.elapsed() <= limit);
         }
         let since = millis(self.clock().mono()).saturating_sub(self.contact.load(Ordering::Relaxed));
         self.leadership.borrow().leader.is_some() && since <= millis(limit)

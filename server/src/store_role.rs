@@ -7,23 +7,22 @@ use crate::error::ServerError;
 use crate::files;
 use crate::node::VERSION;
 use crate::signals;
-use async_trait::async_trait;
+use crate::store_members::{Members, id_of, settle_identity};
 use hanse_api::Timestamp;
 use hanse_api::intent::KeyPair;
-use hanse_consensus::{Member, MemberStatus, Node, NodeConfig, NodeId, NodeParts, Settings, TlsPem, Trust};
-use hanse_runtime::clock::{SharedClock, SystemClock, timeout};
-use hanse_runtime::pki::{Ca, LeafSpec, PkiError, sha256_hex};
+use hanse_consensus::{Member, Node, NodeConfig, NodeId, NodeParts, Settings, TlsPem, Trust};
+use hanse_runtime::clock::{SharedClock, SystemClock};
+use hanse_runtime::pki::{Ca, LeafSpec, PkiError};
 use hanse_runtime::rng::SystemRng;
 use hanse_runtime::shutdown::{Phase, Shutdown};
 use hanse_runtime::supervisor::{Supervisor, TaskKind, chain};
-use hanse_state::engine::{LogWriter, RocksEngine, RocksOptions, WriterOptions};
-use hanse_state::etcd::{Door, DoorSettings, DoorTls, MoveRefused, Operator};
+use hanse_state::engine::{LogWriter, RocksEngine, RocksOptions, SharedEngine, WriterOptions};
+use hanse_state::etcd::{Door, DoorSettings, DoorTls};
 use hanse_state::pb;
 use hanse_state::{Access, GroupId, Store, StoreError};
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
 
@@ -121,6 +120,8 @@ pub struct StoreConfig {
     pub token: String,
     /// All members, this one included.
     pub members: Vec<StorePeer>,
+    /// Whether it is to join a cluster that runs, to which it was added, rather than to found one.
+    pub existing: bool,
     /// `host:port` to listen on for members.
     pub peer_listen: String,
     /// How members meet.
@@ -143,75 +144,9 @@ pub struct StoreConfig {
     pub quota: Option<u64>,
 }
 
-/// The cluster as the etcd API's operators see it.
-struct Members {
-    node: Node,
-    clock: SharedClock,
-    scheme: &'static str,
-    limit: Duration,
-    /// URLs for clients, as members told last: one that is down keeps its own.
-    urls: Mutex<BTreeMap<NodeId, Vec<String>>>,
-}
-
-impl fmt::Debug for Members {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Members")
-            .field("node", &self.node)
-            .finish_non_exhaustive()
-    }
-}
-
-#[async_trait]
-impl Operator for Members {
-    async fn members(&self) -> Vec<pb::Member> {
-        let statuses = self.node.cluster_status().await;
-        let mut urls = self.urls.lock().unwrap_or_else(PoisonError::into_inner);
-        for status in statuses.iter().filter(|status| !status.extra.is_empty()) {
-            let told = String::from_utf8_lossy(&status.extra)
-                .split(',')
-                .map(str::to_owned)
-                .collect();
-            urls.insert(status.id, told);
-        }
-        let member = |status: &MemberStatus| pb::Member {
-            id: status.id,
-            name: status.name.clone(),
-            peer_ur_ls: vec![format!("{}://{}", self.scheme, status.address)],
-            client_ur_ls: urls.get(&status.id).cloned().unwrap_or_default(),
-            is_learner: status.groups.iter().any(|group| group.role == "Learner"),
-        };
-        statuses.iter().map(member).collect()
-    }
-
-    async fn move_leader(&self, to: u64) -> Result<(), MoveRefused> {
-        let group = GroupId::COUNCIL;
-        let mut leadership = self.node.leadership(group).ok_or(MoveRefused::NotLeader)?;
-        if !leadership.borrow().here {
-            return Err(MoveRefused::NotLeader);
-        }
-        if !self.node.members().contains_key(&to) {
-            return Err(MoveRefused::BadTransferee);
-        }
-        if to == self.node.id() {
-            return Ok(());
-        }
-        if let Err(error) = self.node.transfer_leadership(group, to).await {
-            tracing::warn!(error = chain(&error), "leadership could not be handed over");
-            return Err(MoveRefused::Timeout);
-        }
-        let taken = leadership.wait_for(|now| now.leader == Some(to));
-        match timeout(self.clock.as_ref(), self.limit, taken).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(MoveRefused::Timeout),
-        }
-    }
-}
-
-/// Id of a member: from what never changes of it, so that all members find the same one.
+/// Id of a founder: from what all founders know of it, so that they find the same one. Who joins later is given one.
 pub fn member_id(token: &str, peer: &StorePeer) -> NodeId {
-    let hash = sha256_hex(format!("{token}\n{}\n{}", peer.name, peer.address).as_bytes());
-    // Zero is no id in etcd's API; one in 2^64 tokens is moved by one.
-    u64::from_str_radix(&hash[..16], 16).map_or(1, |id| id.max(1))
+    id_of(&format!("{token}\n{}\n{}", peer.name, peer.address))
 }
 
 impl StoreConfig {
@@ -369,14 +304,17 @@ pub async fn run_store(config: StoreConfig) -> Result<(), ServerError> {
     let peer_listener = bind(&config.peer_listen, "members", "--listen-peer-urls").await?;
     let fault = |error| ServerError::part("the store", error);
     let engine = RocksEngine::open(&config.data_dir.join("store"), &RocksOptions::default()).map_err(fault)?;
+    let engine: SharedEngine = Arc::new(engine);
+    let node_config = config.node_config(clock.wall())?;
+    let node_config = settle_identity(node_config, config.existing, &engine, &clock).await?;
     let parts = NodeParts {
-        writer: LogWriter::start(Arc::new(engine), WriterOptions::default()).map_err(fault)?,
+        writer: LogWriter::start(engine, WriterOptions::default()).map_err(fault)?,
         supervisor: supervisor.clone(),
         clock: Arc::clone(&clock),
         rng: SystemRng::shared(),
         listener: Some(peer_listener),
     };
-    let node = Node::start(config.node_config(clock.wall())?, parts)
+    let node = Node::start(node_config, parts)
         .await
         .map_err(|error| ServerError::part("consensus", error))?;
     let shutdown = supervisor.shutdown_token();
@@ -401,13 +339,19 @@ async fn serve(
     doors: Vec<Door>,
 ) -> Result<(), ServerError> {
     let fault = |error| ServerError::part("the cluster", error);
-    node.initialize(FORMING).await.map_err(fault)?;
-    node.wait_for_leaders(FORMING).await.map_err(fault)?;
     let advertise = config.advertise.join(",").into_bytes();
     node.tell(move || advertise.clone());
+    let part = if config.existing {
+        node.join(FORMING).await
+    } else {
+        node.initialize(FORMING).await
+    };
+    part.map_err(fault)?;
+    node.wait_for_leaders(FORMING).await.map_err(fault)?;
     let operator = Arc::new(Members {
         node: node.clone(),
         clock: Arc::clone(clock),
+        rng: SystemRng::shared(),
         scheme: match config.peer_tls {
             PeerTls::Open => "http",
             PeerTls::Auto | PeerTls::Files(_) => "https",

@@ -6,7 +6,7 @@ mod common;
 
 use common::Fixture;
 use hanse_runtime::clock::{SystemClock, timeout};
-use hanse_state::etcd::{Door, DoorSettings, MoveRefused, Operator};
+use hanse_state::etcd::{Door, DoorSettings, MemberChange, MemberFault, MemberRefused, MoveRefused, Operator};
 use hanse_state::pb::alarm_request::AlarmAction;
 use hanse_state::pb::election::election_client::ElectionClient;
 use hanse_state::pb::election::{CampaignRequest, LeaderRequest, ProclaimRequest, ResignRequest};
@@ -16,7 +16,7 @@ use hanse_state::pb::lock::{LockRequest, UnlockRequest};
 use hanse_state::pb::{
     self, AlarmType, kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient,
 };
-use hanse_state::{Access, Store};
+use hanse_state::{Access, Store, StoreError};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,8 +29,15 @@ struct Alone;
 
 #[tonic::async_trait]
 impl Operator for Alone {
-    async fn members(&self) -> Vec<pb::Member> {
-        Vec::new()
+    async fn members(&self, _linearizable: bool) -> Result<Vec<pb::Member>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn change_members(
+        &self,
+        _change: MemberChange,
+    ) -> Result<(Option<pb::Member>, Vec<pb::Member>), MemberRefused> {
+        Err(MemberRefused::fault(MemberFault::NotFound, "there is nobody"))
     }
 
     async fn move_leader(&self, _to: u64) -> Result<(), MoveRefused> {

@@ -267,6 +267,20 @@ async fn a_change_that_would_cost_the_quorum_is_refused_with_numbers() {
     cluster.agree().await;
 }
 
+/// A leader without other voters gets no answers that would tell it that it leads.
+#[tokio::test]
+async fn one_server_that_was_idle_takes_a_second_in() {
+    let mut cluster = Cluster::start(1, false, Settings::default()).await;
+    cluster.put(1, "k", "v").await.unwrap();
+    // Longer than a leader that hears of nobody is believed.
+    tokio::time::sleep(Settings::default().election_max * 3).await;
+    assert!(cluster.store(1, TENANTS).has_leader());
+    cluster.add_machine(2);
+    change(&cluster, 1, added(&cluster, 2, true)).await.unwrap();
+    cluster.boot(2).await;
+    assert_eq!(cluster.get(2, "k").await.unwrap().as_deref(), Some("v"));
+}
+
 #[tokio::test]
 async fn a_learner_that_dies_while_it_is_filled_costs_nothing() {
     let mut cluster = Cluster::start(1, true, eager_snapshots()).await;

@@ -1,13 +1,10 @@
-//! `etcdserverpb.Maintenance` and `etcdserverpb.Cluster`: as much as tells a client that it talks to a healthy store.
+//! `etcdserverpb.Maintenance`: as much as tells a client that it talks to a healthy store.
 
 use super::{STORAGE_VERSION, Service, VERSION, refused, snapshot};
-use crate::pb::{self, alarm_request::AlarmAction, cluster_server::Cluster, maintenance_server::Maintenance};
+use crate::pb::{self, alarm_request::AlarmAction, maintenance_server::Maintenance};
 use crate::store::Role;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
-
-/// Name of the one member that clients see.
-const MEMBER_NAME: &str = "hanse";
 
 /// etcd's checksums have 32 bits.
 fn folded(hash: u64) -> u32 {
@@ -139,32 +136,5 @@ impl Maintenance for Service {
         operator.move_leader(to).await.map_err(super::MoveRefused::status)?;
         let header = Some(self.store.header());
         Ok(Response::new(pb::MoveLeaderResponse { header }))
-    }
-}
-
-#[tonic::async_trait]
-impl Cluster for Service {
-    async fn member_list(
-        &self,
-        request: Request<pb::MemberListRequest>,
-    ) -> Result<Response<pb::MemberListResponse>, Status> {
-        self.access(&request)?;
-        let header = self.store.header();
-        if let Some(operator) = &self.operator {
-            return Ok(Response::new(pb::MemberListResponse {
-                header: Some(header),
-                members: operator.members().await,
-            }));
-        }
-        // Clients are not to find other members by themselves: whoever took their call in does.
-        let member = pb::Member {
-            id: header.member_id,
-            name: MEMBER_NAME.to_owned(),
-            ..Default::default()
-        };
-        Ok(Response::new(pb::MemberListResponse {
-            header: Some(header),
-            members: vec![member],
-        }))
     }
 }

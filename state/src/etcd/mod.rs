@@ -3,6 +3,7 @@
 //! Which key space a call means is not in the call: whoever takes it in (the tunnel, an operators' port) puts an
 //! [`Access`] into the request's extensions. Without one every call is refused.
 
+mod cluster;
 mod door;
 mod election;
 mod health;
@@ -21,7 +22,7 @@ mod watch;
 mod watches;
 
 pub use door::{Door, DoorError, DoorSettings, DoorTls, serve_plain};
-pub use operator::{MoveRefused, Operator};
+pub use operator::{MemberChange, MemberFault, MemberRefused, MoveRefused, Operator};
 
 use crate::pb;
 use crate::pb::{
