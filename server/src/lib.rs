@@ -3,6 +3,7 @@
 //! - [`config`] is `server.toml`.
 //! - [`node`] builds the parts in order, runs them, ends them in order.
 //! - [`events`] answers what the tunnel asks of the rest (reports, store calls, enrolment).
+//! - [`readiness`] says when a server that was started may take users.
 //! - [`status`] is the live status of all servers for the gateway.
 //! - [`store_role`] is the store alone, in the place of etcd; `store_members` sees to its members.
 
@@ -11,6 +12,7 @@ pub mod error;
 pub mod events;
 pub mod files;
 pub mod node;
+pub mod readiness;
 mod signals;
 pub mod status;
 mod store_members;
