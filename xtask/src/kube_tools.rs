@@ -53,6 +53,11 @@ impl Versions {
         cache::file_name(&format!("kubernetes-{kubernetes}-kwok-{kwok}-etcd-{etcd}-r{recipe}"))
     }
 
+    /// Key of etcd's own tests.
+    pub(crate) fn etcd_suite_key(&self) -> String {
+        cache::file_name(&format!("etcd-suite-{}", self.etcd))
+    }
+
     /// Key of the clients that only tests run.
     pub(crate) fn clients_key(&self) -> String {
         cache::file_name(&format!("clients-vcluster-{}-r{}", self.vcluster, self.recipe))
@@ -234,6 +239,10 @@ mod tests {
         assert!(kube.contains(&format!("sigs.k8s.io/kwok {} ", versions.kwok)));
         for part in ["server", "etcdctl"] {
             assert!(etcd.contains(&format!("go.etcd.io/etcd/{part}/v3 {}", versions.etcd)));
+        }
+        let suite = fs::read_to_string(folder().join("etcd-suite/go.mod")).unwrap();
+        for part in ["tests", "etcdutl"] {
+            assert!(suite.contains(&format!("go.etcd.io/etcd/{part}/v3 {}", versions.etcd)));
         }
         // The libraries of release v1.x.y are published as v0.x.y.
         let libraries = versions.kubernetes.replacen("v1.", "v0.", 1);

@@ -10,6 +10,7 @@ mod bench;
 mod cache;
 mod check;
 mod deny;
+mod etcd_suite;
 mod kube_clients;
 mod kube_tools;
 mod layers;
@@ -55,6 +56,11 @@ enum Task {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Run etcd's own end-to-end tests against `hanse store`: minutes
+    EtcdSuite {
+        /// A pattern of Go's test names [default: those that must pass]
+        pattern: Option<String>,
+    },
     /// Build the store library into the cache and lead cargo to it
     Rocksdb,
     /// Build kube-apiserver, kubectl, kwok, etcd and the like into the cache; print the folder
@@ -97,6 +103,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench {
             what: Bench::Store { args },
         } => bench::store(&args)?,
+        Task::EtcdSuite { pattern } => etcd_suite::run(pattern.as_deref())?,
         Task::Rocksdb => {
             packages::install()?;
             rocksdb::ensure()?;
