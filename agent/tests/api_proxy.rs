@@ -193,6 +193,7 @@ fn ann() -> Principal {
         uid: "7".into(),
         groups: vec!["system:authenticated".into(), "hanse:tenant-admins".into()],
         extra: BTreeMap::from([("Scopes".into(), vec!["a".into()])]),
+        ..Principal::default()
     }
 }
 
@@ -373,7 +374,7 @@ async fn what_was_not_sent_may_be_repeated_and_what_was_lost_may_not() {
         .local_addr()
         .unwrap();
     let now = setup.now;
-    let (_, pki) = tenant_keys(now);
+    let (ca, pki) = tenant_keys(now);
     let clock = SystemClock::shared();
     setup
         .targets
