@@ -350,6 +350,7 @@ mod tests {
                 uid: "u1".into(),
                 groups: vec!["system:authenticated".into()],
                 extra: BTreeMap::from([("k".into(), vec!["v".into(), "w".into()])]),
+                ..Principal::default()
             },
             cluster: "eu".into(),
             target: Target::Tenant { id: "t1".into() },

@@ -230,6 +230,7 @@ mod tests {
             uid: "u1".into(),
             groups: vec!["a".into(), "b".into()],
             extra: BTreeMap::from([("Example.com/Scope%".into(), vec!["x".into(), "y".into()])]),
+            ..Principal::default()
         }
     }
 

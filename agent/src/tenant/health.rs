@@ -7,7 +7,7 @@ use crate::api_proxy::ApiTarget;
 use crate::error::AgentError;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hanse_api::access::GROUP_TENANT_ADMINS;
+use hanse_api::access::{CLUSTER_ADMIN, GROUP_TENANT_ADMINS, GROUP_TENANT_ROLE_PREFIX, TENANT_ROLES};
 use hanse_api::intent::TenantPki;
 use hanse_runtime::clock::{SharedClock, timeout};
 use hanse_runtime::pki::load_certs;
@@ -243,22 +243,30 @@ pub(super) fn exists(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
 }
 
-/// Every member of the group may do everything in the tenant. The gateway decides who is a member.
+/// Binds the groups by which the gateway says what its callers are inside: always these few, however many callers there are.
 pub(super) async fn bind_admins(client: &Client) -> Result<(), kube::Error> {
+    bind(client, GROUP_TENANT_ADMINS, CLUSTER_ADMIN).await?;
+    for role in TENANT_ROLES {
+        bind(client, &format!("{GROUP_TENANT_ROLE_PREFIX}{role}"), role).await?;
+    }
+    Ok(())
+}
+
+async fn bind(client: &Client, group: &str, role: &str) -> Result<(), kube::Error> {
     let binding = ClusterRoleBinding {
         metadata: ObjectMeta {
-            name: Some(GROUP_TENANT_ADMINS.into()),
+            name: Some(group.into()),
             ..ObjectMeta::default()
         },
         role_ref: RoleRef {
             api_group: Some("rbac.authorization.k8s.io".into()),
             kind: "ClusterRole".into(),
-            name: "cluster-admin".into(),
+            name: role.into(),
         },
         subjects: Some(vec![Subject {
             api_group: Some("rbac.authorization.k8s.io".into()),
             kind: "Group".into(),
-            name: GROUP_TENANT_ADMINS.into(),
+            name: group.into(),
             namespace: None,
         }]),
     };

@@ -72,9 +72,9 @@ pub struct EntityInfo {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct UserStatus {
-    /// Teams that he belongs to.
+    /// Names of the teams that he belongs to.
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
-    pub teams: Vec<EntityInfo>,
+    pub teams: Vec<String>,
 }
 
 /// Who is in a team, and what its members may do.

@@ -8,7 +8,7 @@ use crate::authz::Asker;
 use async_trait::async_trait;
 use hanse_api::kinds::{CLUSTER_ROLE_TEMPLATES, KindName, USERS};
 use hanse_api::resources::user::MANAGEMENT_ADMIN;
-use hanse_api::resources::{EntityInfo, UserSpec, UserStatus, user};
+use hanse_api::resources::{UserSpec, UserStatus, user};
 use hanse_api::status::{Cause, Reason, Status};
 use serde_json::{Value, json};
 
@@ -83,7 +83,6 @@ impl Kind for Users {
                 .unwrap_or_default();
             let groups: Vec<String> = groups.iter().filter_map(|g| g.as_str().map(str::to_owned)).collect();
             let teams = directory.teams_of(object::name(object), &groups);
-            let teams: Vec<EntityInfo> = teams.into_iter().map(|t| directory.entity(t)).collect();
             object["status"] = json!({ "teams": teams });
         }
     }

@@ -194,7 +194,10 @@ impl Kind for VirtualClusterInstances {
                     name: Some(&name),
                 },
             );
+            // Without parameters the definition is the template itself; `vcluster describe` reads it here.
+            let definition = object["spec"].get("template").cloned().unwrap_or_else(|| json!({}));
             let status = object::member_mut(object, "status");
+            status.entry("virtualCluster").or_insert(definition);
             status.insert("canUse".into(), can_use.into());
             status.insert("canUpdate".into(), can_update.into());
             status.entry("online").or_insert(false.into());
