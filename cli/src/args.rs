@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::access_args::{AuthCommand, KeyCommand, MembersCommand, TeamCommand, UserCommand};
 use crate::error::EXIT_CODES;
 use crate::output::Format;
 use clap::{Args, Parser, Subcommand};
@@ -223,6 +224,31 @@ pub(crate) enum Command {
     },
     /// Delete a tenant cluster with all its data
     Delete(DeleteArgs),
+    /// Explain what you or somebody else may do
+    Auth {
+        #[command(subcommand)]
+        command: AuthCommand,
+    },
+    /// Make, list and revoke access keys
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+    /// Make, list, lock and delete users
+    User {
+        #[command(subcommand)]
+        command: UserCommand,
+    },
+    /// Make, list and change teams
+    Team {
+        #[command(subcommand)]
+        command: TeamCommand,
+    },
+    /// List and change the members of a project
+    Members {
+        #[command(subcommand)]
+        command: MembersCommand,
+    },
     /// Show regions, servers, agents and tenants
     Status {
         #[command(flatten)]

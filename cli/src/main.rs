@@ -1,11 +1,12 @@
 //! `hanse`: the roles (server, agent, front door), the installation of one machine, and the verbs of its users.
 //!
-//! - [`args`]: the command line. [`error`]: failures and exit codes. [`output`]: tables, documents, progress.
+//! - [`args`], [`access_args`]: the command line. [`error`]: failures and exit codes. [`output`]: tables, documents, progress.
 //! - [`client`]: HTTPS and the management API. [`logins`]: where the user is logged in. [`kubeconfig`]: contexts.
 //! - [`local`]: `up`, `down`, `kill`, `start`. [`front_door`]: the pass-through before the gateways of one machine.
 //! - [`verbs`]: the rest of what users do. [`role`]: the processes that this program can be; [`store`]: one of them, in
 //!   etcd's clothes.
 
+mod access_args;
 mod app;
 mod args;
 mod client;
@@ -27,7 +28,7 @@ use error::{Error, Result};
 use kubeconfig::Names;
 use local::{down, region, up};
 use std::process::ExitCode;
-use verbs::{connect, create, list, login, status, version};
+use verbs::{auth, connect, create, key, list, login, people, status, version};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -78,6 +79,11 @@ async fn verb(app: &App, command: Command) -> Result<()> {
         Command::Disconnect { kubeconfig } => connect::disconnect(app, kubeconfig.kubeconfig.as_deref()).await,
         Command::List { project, output } => list::list(app, project.as_deref(), output.output).await,
         Command::Get { name, project, output } => list::get(app, &name, &project.project, output.output).await,
+        Command::Auth { command } => auth::auth(app, &command).await,
+        Command::Key { command } => key::key(app, &command).await,
+        Command::User { command } => people::user(app, command).await,
+        Command::Team { command } => people::team(app, command).await,
+        Command::Members { command } => people::members(app, command).await,
         Command::Status { output } => status::status(app, output.output).await,
         Command::Version { output } => version::version(app, output.output).await,
         Command::Completion { .. }

@@ -22,6 +22,22 @@ fn server() -> Server {
             ("POST", p) if p.ends_with("/virtualclusterinstances") && body.contains("\"demo\"") => {
                 (409, refusal(409, "AlreadyExists", "virtualclusterinstances demo already exists"))
             }
+            ("POST", "management.loft.sh/v1/ownedaccesskeys") => {
+                let spec = body.split_once("\"spec\":").map_or("{}", |(_, rest)| rest.trim_end_matches('}'));
+                (201, format!(r#"{{"metadata":{{"name":"k1"}},"spec":{},"key":"hak1.k1.secret"}}}}"#, spec.trim_end_matches(',')))
+            }
+            ("GET", "management.loft.sh/v1/ownedaccesskeys") => (
+                200,
+                r#"{"items":[{"metadata":{"name":"k1"},"spec":{"user":"ann","disabled":true}}]}"#.into(),
+            ),
+            ("POST", "authorization.k8s.io/v1/selfsubjectaccessreviews") if body.contains("\"get\"") => {
+                (201, r#"{"status":{"allowed":true,"reason":"role x"}}"#.into())
+            }
+            ("POST", "authorization.k8s.io/v1/selfsubjectaccessreviews") => {
+                (201, r#"{"status":{"allowed":false,"reason":"no role of user \"ann\" allows delete"}}"#.into())
+            }
+            ("PUT", "management.loft.sh/v1/projects/default") if body.contains("loft-management-project-viewer") => (200, body.into()),
+            ("PUT", "management.loft.sh/v1/projects/default") => (409, refusal(409, "Conflict", "it has been modified")),
             ("GET", "hanse.dev/v1/regions") => (200, r#"{"items":[{"metadata":{"name":"eu"}},{"metadata":{"name":"us"}}]}"#.into()),
             ("GET", "hanse.dev/v1/servers") => (
                 200,
@@ -43,6 +59,11 @@ fn wrong_usage_is_told_on_standard_error_with_code_2() {
         &["connect"],
         &["list", "-o", "xml"],
         &["login", "http://plain"],
+        &["key", "create", "--user", "a", "--team", "b"],
+        &["key", "create", "--ttl", "1w"],
+        &["key", "create", "--only-tenant", "demo"],
+        &["members", "add"],
+        &["auth", "can-i", "get"],
         &["up", "--regions", "eu,EU"],
         &["up", "--regions", "eu,eu"],
     ] {
@@ -222,6 +243,47 @@ fn results_go_to_standard_output_and_have_no_colours_in_a_pipe() {
     let run = user.run(&["version"]);
     assert!(
         run.out.starts_with(&format!("hanse {}\n", env!("CARGO_PKG_VERSION"))) && run.code == 0,
+        "{run:?}"
+    );
+}
+
+#[test]
+fn keys_rights_and_members() {
+    let user = User::new();
+    let server = server();
+    user.log_in(&server);
+    // The key alone goes to standard output, for `> file`.
+    let run = user.run(&["key", "create", "k1", "--ttl", "30d", "--only-project", "x"]);
+    assert_eq!((run.code, run.out.as_str()), (0, "hak1.k1.secret\n"), "{run:?}");
+    assert!(
+        run.err.contains("shown only now") && !run.err.contains("secret"),
+        "{run:?}"
+    );
+    let run = user.run(&["key", "list"]);
+    assert!(run.code == 0 && run.out.contains("k1     ann     Disabled"), "{run:?}");
+    let run = user.run(&["key", "revoke", "nope"]);
+    assert!(run.code == 3 && run.err.contains("hanse key list"), "{run:?}");
+    let run = user.run(&["auth", "can-i", "get", "tenant/demo"]);
+    assert_eq!((run.code, run.out.as_str()), (0, "yes\n"), "{run:?}");
+    let run = user.run(&["auth", "can-i", "delete", "tenants"]);
+    assert_eq!((run.code, run.out.as_str()), (4, "no\n"), "{run:?}");
+    assert!(run.err.contains("no role of user"), "{run:?}");
+    let run = user.run(&["auth", "why", "delete", "tenants"]);
+    assert!(run.code == 0 && run.out.starts_with("no: no role"), "{run:?}");
+    let run = user.run(&["auth", "why", "get", "pods"]);
+    assert!(run.code == 2 && run.err.contains("the kinds are: tenant"), "{run:?}");
+    let run = user.run(&["members", "add", "--user", "bob", "--role", "viewer"]);
+    assert!(
+        run.code == 0 && run.out.contains("bob is a member of default"),
+        "{run:?}"
+    );
+    let run = user.run(&["members", "add", "--team", "ops", "--role", "custom"]);
+    assert_eq!(run.code, 5, "somebody else was faster each time: {run:?}");
+    let puts = server.requests().iter().filter(|r| r.starts_with("PUT")).count();
+    assert_eq!(puts, 6, "one, and a bounded number of tries");
+    let run = user.run(&["members", "remove", "--user", "bob", "--project", "nope"]);
+    assert!(
+        run.code == 3 && run.err.contains("the projects are: default"),
         "{run:?}"
     );
 }

@@ -113,6 +113,24 @@ impl Management {
         self.checked(reply)
     }
 
+    /// Writes an object back that was read before; a conflict when it changed since.
+    pub(crate) async fn replace(
+        &self,
+        kind: &KindName,
+        namespace: Option<&str>,
+        name: &str,
+        object: &impl Serialize,
+    ) -> Result<()> {
+        let body = serde_json::to_vec(object).map_err(|e| Error::failed(format!("cannot write a request: {e}")))?;
+        let call = Call {
+            method: Method::PUT,
+            path: path(kind, namespace, Some(name)),
+            body: Some(Bytes::from(body)),
+        };
+        let reply = self.send(&call).await?;
+        self.checked(reply).map(|_| ())
+    }
+
     /// Asks for the object's deletion; `false` when there was none.
     pub(crate) async fn delete(&self, kind: &KindName, namespace: Option<&str>, name: &str) -> Result<bool> {
         let call = Call {

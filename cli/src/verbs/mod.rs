@@ -1,9 +1,12 @@
 //! What users do: one file per verb or pair of verbs.
 
+pub(crate) mod auth;
 pub(crate) mod connect;
 pub(crate) mod create;
+pub(crate) mod key;
 pub(crate) mod list;
 pub(crate) mod login;
+pub(crate) mod people;
 pub(crate) mod status;
 pub(crate) mod tenant;
 pub(crate) mod version;
