@@ -78,13 +78,7 @@ impl Machine {
 
     /// How much the space holds here. Cheap.
     pub fn usage(&self, access: &Access) -> Result<SpaceUsage, StoreError> {
-        let space = self.space_of(access)?;
-        let index = space.index.read();
-        Ok(SpaceUsage {
-            bytes: index.bytes(),
-            keys: index.len(),
-            floor: space.floor(),
-        })
+        Ok(self.space_of(access)?.usage())
     }
 }
 

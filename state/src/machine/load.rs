@@ -80,8 +80,8 @@ impl Gathered {
         if let Some(latest) = self.versions.last() {
             self.space.attach(&self.key, None, latest);
         }
-        let mut index = self.space.index.write();
-        index.load(self.key, self.versions);
+        let (key, versions) = (self.key, self.versions);
+        self.space.change_index(|index| index.load(key, versions));
     }
 }
 

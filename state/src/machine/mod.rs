@@ -225,7 +225,7 @@ impl Machine {
             space.publish_floor(floor);
         }
         for space in staged.dropped {
-            *space.index.write() = index::Index::default();
+            space.change_index(|index| *index = index::Index::default());
             space.hub.close(&WatchItem::Compacted {
                 revision: space.floor(),
             });

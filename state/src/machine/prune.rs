@@ -48,7 +48,7 @@ fn step(space: &Space, budget: usize) -> Option<WriteBatch> {
         None if space.floor() > pruning.done => (space.floor(), Bytes::new()),
         None => return None,
     };
-    let (removed, next) = space.index.write().prune(&from, floor, budget);
+    let (removed, next) = space.change_index(|index| index.prune(&from, floor, budget));
     let mut batch = WriteBatch::new();
     for (key, version) in removed {
         batch.delete(Cf::Key, space.version_key(&key, version.modified));

@@ -5,10 +5,11 @@ use crate::keys::{self, KeySpace};
 use crate::machine::hub::Hub;
 use crate::machine::index::{Index, Version};
 use crate::machine::record::{Alarm, LeaseRecord, SpaceRecord};
+use crate::store::SpaceUsage;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::watch;
 
 /// Floor of a space that was never compacted; etcd's.
@@ -48,6 +49,9 @@ pub(crate) struct Space {
     staged_floor: AtomicI64,
     fence: AtomicU64,
     pub(crate) alarms: Mutex<BTreeSet<Alarm>>,
+    /// Size of the index, so that who asks for it on every write does not wait for a long list to be read.
+    bytes: AtomicU64,
+    keys: AtomicUsize,
     /// Floor that the engine was pruned to, for those who wait for it.
     pub(crate) pruned: watch::Sender<i64>,
 }
@@ -68,6 +72,8 @@ impl Space {
             staged_floor: AtomicI64::new(record.floor),
             fence: AtomicU64::new(record.fence),
             alarms: Mutex::new(record.alarms),
+            bytes: AtomicU64::new(0),
+            keys: AtomicUsize::new(0),
             pruned: watch::Sender::new(NO_FLOOR),
         }
     }
@@ -77,6 +83,23 @@ impl Space {
             floor: NO_FLOOR,
             fence: 0,
             alarms: BTreeSet::new(),
+        }
+    }
+
+    /// Changes the index, which only this does.
+    pub(crate) fn change_index<T>(&self, change: impl FnOnce(&mut Index) -> T) -> T {
+        let mut index = self.index.write();
+        let out = change(&mut index);
+        self.bytes.store(index.bytes(), Ordering::Relaxed);
+        self.keys.store(index.len(), Ordering::Relaxed);
+        out
+    }
+
+    pub(crate) fn usage(&self) -> SpaceUsage {
+        SpaceUsage {
+            bytes: self.bytes.load(Ordering::Relaxed),
+            keys: self.keys.load(Ordering::Relaxed),
+            floor: self.floor(),
         }
     }
 
@@ -150,7 +173,8 @@ impl Space {
 impl Space {
     /// Takes over the content of a space that was loaded anew; watches stay.
     pub(crate) fn take_content(&self, fresh: &Self) {
-        *self.index.write() = std::mem::take(&mut *fresh.index.write());
+        let content = fresh.change_index(std::mem::take);
+        self.change_index(|index| *index = content);
         *self.leases.lock() = std::mem::take(&mut *fresh.leases.lock());
         *self.pruning.lock() = Pruning {
             done: NO_FLOOR,

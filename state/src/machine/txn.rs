@@ -313,7 +313,7 @@ impl<'a> Changes<'a> {
             .put(Cf::Key, version_key, record::encode_version(&version, &value));
         self.stage.batch.put(Cf::Rev, event_key, event.encode());
         self.space.attach(&key, previous.as_ref(), &version);
-        self.space.index.write().push(&key, version);
+        self.space.change_index(|index| index.push(&key, version));
         let kv = if deleted {
             pb::KeyValue {
                 key,
