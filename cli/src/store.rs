@@ -157,7 +157,7 @@ const FLAGS: [(&str, Form, &str, &str); 44] = [
         "strict-reconfig-check",
         Form::Switch,
         "true",
-        "refuse changes that lose the quorum; always so",
+        "change members only 5 s after a start; the quorum is minded in any case",
     ),
     (
         "enable-pprof",
@@ -496,6 +496,7 @@ impl Values {
             token: self.get("initial-cluster-token").to_owned(),
             members,
             existing: state == "existing",
+            strict: self.get("strict-reconfig-check") == "true",
             peer_listen: peer_listen.address,
             peer_tls,
             clients: self.clients(client_tls.is_some())?,

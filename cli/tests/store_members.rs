@@ -195,11 +195,17 @@ fn one_member_becomes_three_and_one_again_under_load_without_a_failed_put() {
     let mut two = hanse(second, &[first, second], "existing");
     wait_until_ready(&mut two.0);
     wait_for("the vote of the second", || is_voter(second).then_some(()));
-    // As a learner, through the follower; killed while it is filled, and started again.
-    ok(
-        &second.client,
-        &["member", "add", &third.name, "--learner", "--peer-urls", &third.peer],
-    );
+    // As a learner, through the follower, once that has served for the 5 s that etcd wants; killed while it is filled, and
+    // started again.
+    let learner = ["member", "add", &third.name, "--learner", "--peer-urls", &third.peer];
+    wait_for("the end of the second's first seconds", || {
+        let complaint = complaint(&second.client, &learner);
+        assert!(
+            complaint.is_empty() || complaint.contains("unhealthy cluster"),
+            "{complaint}"
+        );
+        complaint.is_empty().then_some(())
+    });
     let id = id_of(&first.client, &third.peer);
     assert!(complaint(&second.client, &["member", "promote", &id]).contains("in sync with leader"));
     for _ in 0..2 {

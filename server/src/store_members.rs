@@ -21,6 +21,10 @@ use std::time::Duration;
 /// How long a joining member looks for itself among the members of the running cluster.
 const DISCOVERY: Duration = Duration::from_secs(30);
 
+/// How long the members must have been together before their number changes; etcd's rule. What makes members fail at their start
+/// shows by then.
+const TOGETHER: Duration = Duration::from_secs(5);
+
 /// The cluster as the etcd API's operators see it.
 pub(crate) struct Members {
     pub(crate) node: Node,
@@ -30,6 +34,10 @@ pub(crate) struct Members {
     pub(crate) scheme: &'static str,
     /// For handing leadership over.
     pub(crate) limit: Duration,
+    /// Since when this member serves, on the clock's `mono`.
+    pub(crate) since: Duration,
+    /// Whether [`TOGETHER`] counts.
+    pub(crate) strict: bool,
     /// URLs for clients, as members told last: one that is down keeps its own.
     pub(crate) urls: Mutex<BTreeMap<NodeId, Vec<String>>>,
 }
@@ -83,8 +91,16 @@ fn address(scheme: &str, urls: &[String]) -> Result<String, MemberRefused> {
     let Some((found, address)) = url.split_once("://") else {
         return bad(format!("{url:?} is not of the form {scheme}://host:port"));
     };
+    if found != "http" && found != "https" {
+        return bad(format!("{url:?} has a scheme other than http and https"));
+    }
     if found != scheme {
-        return bad(format!("{url:?}: the members of this cluster meet by {scheme}"));
+        // etcd takes such a URL, too; it could not reach anybody there.
+        tracing::warn!(
+            url,
+            scheme,
+            "the members of this cluster meet by another scheme, which is used"
+        );
     }
     match address.rsplit_once(':') {
         Some((host, port)) if !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok() => {
@@ -126,6 +142,29 @@ impl Members {
             is_learner: !voting.contains(&status.id),
         };
         statuses.iter().map(member).collect()
+    }
+
+    /// Refuses to change the number of voters, and to add learners, right after a start. One member alone may always grow.
+    fn check_together(&self, change: &Change) -> Result<(), MemberRefused> {
+        let roster = self.node.roster();
+        let voting = roster.voting();
+        // That a member was never started is said first, as by etcd.
+        let unstarted = roster.seats.values().any(|seat| seat.awaits_vote && !seat.held);
+        let counts = match change {
+            Change::Add { .. } => true,
+            Change::Remove(id) => voting.contains(id),
+            Change::Promote(_) | Change::Update { .. } => false,
+        };
+        let age = self.clock.mono().saturating_sub(self.since);
+        if !self.strict || !counts || unstarted || voting.len() < 2 || age >= TOGETHER {
+            return Ok(());
+        }
+        let reason = format!(
+            "this member serves for {} s only: members must have been together for {} s before one is added or removed",
+            age.as_secs(),
+            TOGETHER.as_secs()
+        );
+        Err(MemberRefused::fault(MemberFault::Unhealthy, reason))
     }
 
     fn wanted(&self, change: MemberChange) -> Result<Change, MemberRefused> {
@@ -172,6 +211,7 @@ impl Operator for Members {
         change: MemberChange,
     ) -> Result<(Option<pb::Member>, Vec<pb::Member>), MemberRefused> {
         let change = self.wanted(change)?;
+        self.check_together(&change)?;
         self.node.change(change.clone()).await.map_err(refused)?;
         let id = subject(&change);
         // One that has left is told nothing any more, and answers by what it knew.
@@ -254,18 +294,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_member_has_one_url_of_the_clusters_scheme() {
+    fn a_member_has_one_url() {
         let urls = |all: &[&str]| -> Vec<String> { all.iter().map(|url| (*url).to_owned()).collect() };
         assert_eq!(
             address("http", &urls(&["http://127.0.0.1:2380"])).unwrap(),
             "127.0.0.1:2380"
         );
         assert_eq!(address("https", &urls(&[" https://[::1]:1 "])).unwrap(), "[::1]:1");
+        assert_eq!(address("https", &urls(&["http://h:1"])).unwrap(), "h:1");
         let bad: [&[&str]; 8] = [
             &[],
             &["http://a:1", "http://b:1"],
             &["a:1"],
-            &["https://a:1"],
+            &["ftp://a:1"],
             &["http://a"],
             &["http://:1"],
             &["http://a:1/"],

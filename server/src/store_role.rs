@@ -122,6 +122,8 @@ pub struct StoreConfig {
     pub members: Vec<StorePeer>,
     /// Whether it is to join a cluster that runs, to which it was added, rather than to found one.
     pub existing: bool,
+    /// Whether members must have been together for a while before one is added or removed. The quorum is minded in any case.
+    pub strict: bool,
     /// `host:port` to listen on for members.
     pub peer_listen: String,
     /// How members meet.
@@ -357,6 +359,8 @@ async fn serve(
             PeerTls::Auto | PeerTls::Files(_) => "https",
         },
         limit: config.election * 5,
+        since: clock.mono(),
+        strict: config.strict,
         urls: Mutex::default(),
     });
     let shutdown = supervisor.shutdown_token();
