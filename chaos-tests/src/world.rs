@@ -120,16 +120,17 @@ impl World {
         command
     }
 
-    /// A Kubernetes client that goes through `context`.
+    /// A Kubernetes client that goes through `context`. It tries nothing twice: tests are to see what users would.
     pub async fn client(&self, context: &str) -> Result<kube::Client> {
         let file = kube::config::Kubeconfig::read_from(self.kubeconfig()).context("read the kubeconfig")?;
         let options = kube::config::KubeConfigOptions {
             context: Some(context.to_owned()),
             ..Default::default()
         };
-        let config = kube::Config::from_custom_kubeconfig(file, &options)
+        let mut config = kube::Config::from_custom_kubeconfig(file, &options)
             .await
             .context("use the kubeconfig")?;
+        config.default_retry = false;
         kube::Client::try_from(config).context("make a client")
     }
 
