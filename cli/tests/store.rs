@@ -364,7 +364,7 @@ fn facts(etcdctl: &PathBuf, endpoint: &str, args: &[&str]) -> String {
 #[test]
 fn an_etcd_goes_on_from_a_snapshot() {
     let (Some(etcd), Some(etcdutl)) = (tool("etcd"), tool("etcdutl")) else {
-        println!("skipped: no etcd and etcdutl; `cargo xtask kube-tools` and `cargo xtask etcd-suite` build them");
+        println!("skipped: no etcd and etcdutl; `cargo xtask test` builds them");
         return;
     };
     let Some(cluster) = Cluster::start(1) else { return };

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::step::{Step, elapsed};
 use crate::tidy::Finding;
-use crate::{cargo, deny, kube_clients, kube_tools, layers, packages, rocksdb, root, tidy};
+use crate::{cargo, deny, etcd_suite, kube_clients, kube_tools, layers, packages, rocksdb, root, tidy};
 
 /// Everything that runs no product code.
 pub(crate) fn check() -> Result<()> {
@@ -71,6 +71,7 @@ pub(crate) fn test(args: &[String]) -> Result<ExitCode> {
     check()?;
     let tools = kube_tools::ensure()?;
     let clients = kube_clients::ensure()?;
+    etcd_suite::ensure()?;
     let began = Instant::now();
     let mut command = Command::new(cargo());
     command

@@ -54,8 +54,8 @@ fn build_hanse() -> Result<()> {
     Ok(())
 }
 
-/// Finds the suite or builds it, and leads the link `etcd-suite` to it.
-fn ensure() -> Result<PathBuf> {
+/// Finds the suite and etcdutl, which other tests run too, or builds them, and leads the link `etcd-suite` to them.
+pub(crate) fn ensure() -> Result<PathBuf> {
     let step = Step::start("etcd's tests", "");
     let parent = cache::root()?.join("kube-tools");
     let key = Versions::read()?.etcd_suite_key();
