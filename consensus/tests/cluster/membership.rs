@@ -210,8 +210,16 @@ async fn a_wiped_server_is_refused_also_while_nobody_leads() {
     assert!(failure.contains("must come back under a new id"), "{failure}");
     // It may still take the dead one for the leader; it would lead itself only with the wiped one's vote.
     for group in GROUPS {
-        let view = cluster.processes[&left].node.leadership(group).unwrap().borrow().clone();
-        assert!(!view.here, "elected by a server without data in group {group}: {view:?}");
+        let view = cluster.processes[&left]
+            .node
+            .leadership(group)
+            .unwrap()
+            .borrow()
+            .clone();
+        assert!(
+            !view.here,
+            "elected by a server without data in group {group}: {view:?}"
+        );
     }
     cluster.kill(wiped);
     cluster.boot(leader).await;
