@@ -9,7 +9,7 @@ mod sequences;
 
 use common::Fixture;
 use common::peer::{Etcd, wait_until_ready};
-use hanse_runtime::clock::{SystemClock, timeout};
+use hanse_runtime::clock::{Clock as _, SystemClock, timeout};
 use hanse_runtime::rng::{Rng, SeededRng};
 use hanse_state::pb::{self, compare, request_op::Request, response_op::Response};
 use hanse_state::pb::{
@@ -405,7 +405,12 @@ impl Side {
 struct Stream {
     requests: mpsc::Sender<pb::WatchRequest>,
     answers: tonic::Streaming<pb::WatchResponse>,
+    /// Watches that were created and not cancelled since. Without one etcd tells no progress.
+    open: usize,
 }
+
+/// For progress that etcd does not tell; what came until then is compared.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Stream {
     /// Opens a stream with its first watch: etcd sends the head of its answer only together with the first message.
@@ -417,7 +422,11 @@ impl Stream {
         requests.send(first).await.unwrap();
         let mut client = WatchClient::new(side.channel.clone());
         let answers = client.watch(ReceiverStream::new(stream)).await.unwrap().into_inner();
-        Self { requests, answers }
+        Self {
+            requests,
+            answers,
+            open: 0,
+        }
     }
 
     async fn send(&self, request: RequestUnion) {
@@ -434,14 +443,22 @@ impl Stream {
         let answer = timeout(&clock, Duration::from_secs(20), self.answers.message())
             .await
             .expect("an answer in time");
-        answer.unwrap().expect("an open stream")
+        let answer = answer.unwrap().expect("an open stream");
+        self.count(&answer);
+        answer
+    }
+
+    fn count(&mut self, answer: &pb::WatchResponse) {
+        self.open += usize::from(answer.created);
+        self.open = self.open.saturating_sub(usize::from(answer.canceled));
     }
 
     /// Reads until everything up to `revision` has come. Answers what came, in order.
     async fn collect(&mut self, revision: i64) -> Vec<pb::WatchResponse> {
         let clock = SystemClock::new();
         let mut all = Vec::new();
-        loop {
+        let end = clock.mono() + PATIENCE;
+        while self.open > 0 && clock.mono() < end {
             self.send(RequestUnion::ProgressRequest(pb::WatchProgressRequest {}))
                 .await;
             let Ok(answer) = timeout(&clock, Duration::from_millis(100), self.answers.message()).await else {
@@ -455,8 +472,10 @@ impl Stream {
                 }
                 continue;
             }
+            self.count(&answer);
             all.push(answer);
         }
+        all
     }
 
     /// The same as [`show`] shows it: what was created, cancelled and seen.
