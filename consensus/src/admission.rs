@@ -200,6 +200,13 @@ mod tests {
         }
     }
 
+    fn unformed(group: GroupId) -> pb::GroupStatus {
+        pb::GroupStatus {
+            initialized: false,
+            ..status(group, Role::Learner, 0)
+        }
+    }
+
     fn knows_me(mut status: pb::GroupStatus, held: bool) -> pb::GroupStatus {
         let seat = pb::Member {
             held,
@@ -225,10 +232,7 @@ mod tests {
         let (council, tenants) = (GroupId::COUNCIL, GroupId::TENANTS);
         let leader = || status(council, Role::Leader, 9);
         let follower = || status(council, Role::Follower, 9);
-        let nothing = pb::GroupStatus {
-            initialized: false,
-            ..status(council, Role::Learner, 0)
-        };
+        let nothing = unformed(council);
         let mut removed = reply(vec![leader()]);
         removed.removed = vec![ME];
         let mut acked = status(tenants, Role::Leader, 9);
@@ -283,7 +287,7 @@ mod tests {
             ),
             (
                 "one that knows it as removed",
-                vec![reply(vec![follower()]), removed.clone()],
+                vec![reply(vec![follower()]), removed],
                 Admission::Removed,
             ),
         ];
@@ -292,8 +296,14 @@ mod tests {
             assert_eq!(admit(ME, 3, &empty, &replies), wanted, "{case}");
         }
         assert_eq!(admit(ME, 1, &empty, &[]), Admission::Fresh, "alone");
+    }
+
+    #[test]
+    fn a_server_is_out_when_no_group_has_it_any_more() {
+        let mut removed = reply(vec![status(GroupId::COUNCIL, Role::Leader, 9)]);
+        removed.removed = vec![ME];
         assert!(is_out(ME, &[removed.clone()]));
-        removed.groups = vec![knows_me(status(tenants, Role::Leader, 9), false)];
+        removed.groups = vec![knows_me(status(GroupId::TENANTS, Role::Leader, 9), false)];
         assert!(!is_out(ME, &[removed]), "a group has it still");
         assert!(!is_out(ME, &[]), "nobody says so");
     }
