@@ -165,10 +165,11 @@ impl Started<'_> {
         }
         let compacted = side.run(Call::Compact(side.now().await)).await;
         assert!(matches!(compacted, Answer::Revision(_)), "{compacted:?}");
+        // From now on, not from a revision: etcd catches up with a past one in the background, and a compaction may overtake it.
+        let mut live = Stream::open(side, everything(0)).await;
+        assert!(live.answer().await.created);
         side.run(put()).await;
         let first = side.now().await;
-        let mut live = Stream::open(side, everything(first)).await;
-        assert!(live.answer().await.created);
         Started { side, first, live }
     }
 
