@@ -6,7 +6,8 @@
 mod processes;
 
 use processes::{free_ports, tool, wait_until_ready};
-use std::io::{BufRead, BufReader, Write};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use tempfile::TempDir;
@@ -417,4 +418,118 @@ fn an_etcd_goes_on_from_a_snapshot() {
         String::from_utf8_lossy(&compacted.stderr).contains("has been compacted"),
         "{compacted:?}"
     );
+}
+
+/// Name and type of each metric on a client address.
+fn metric_types(address: &str) -> BTreeMap<String, String> {
+    let text = page(address, "/metrics");
+    let kinds = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let kinds = kinds.filter_map(|line| line.split_once(' '));
+    kinds.map(|(name, kind)| (name.to_owned(), kind.to_owned())).collect()
+}
+
+fn page(endpoint: &str, path: &str) -> String {
+    let address = endpoint.split_once("://").unwrap().1;
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// What dashboards and alerts for etcd look at.
+const METRICS: &[&str] = &[
+    "etcd_server_has_leader",
+    "etcd_server_is_leader",
+    "etcd_server_is_learner",
+    "etcd_server_id",
+    "etcd_server_version",
+    "etcd_server_leader_changes_seen_total",
+    "etcd_server_proposals_committed_total",
+    "etcd_server_proposals_applied_total",
+    "etcd_server_proposals_pending",
+    "etcd_server_proposals_failed_total",
+    "etcd_server_apply_duration_seconds",
+    "etcd_server_snapshot_apply_in_progress_total",
+    "etcd_server_quota_backend_bytes",
+    "etcd_disk_wal_fsync_duration_seconds",
+    "etcd_disk_backend_commit_duration_seconds",
+    "etcd_mvcc_db_total_size_in_bytes",
+    "etcd_mvcc_db_total_size_in_use_in_bytes",
+    "etcd_mvcc_put_total",
+    "etcd_mvcc_delete_total",
+    "etcd_mvcc_txn_total",
+    "etcd_mvcc_range_total",
+    "etcd_debugging_mvcc_keys_total",
+    "etcd_debugging_mvcc_current_revision",
+    "etcd_debugging_mvcc_compact_revision",
+    "etcd_debugging_mvcc_watcher_total",
+    "etcd_debugging_mvcc_slow_watcher_total",
+    "etcd_debugging_mvcc_pending_events_total",
+    "etcd_debugging_mvcc_events_total",
+    "etcd_debugging_lease_granted_total",
+    "etcd_debugging_lease_revoked_total",
+    "etcd_debugging_lease_renewed_total",
+    "etcd_debugging_server_lease_expired_total",
+    "grpc_server_started_total",
+    "grpc_server_handled_total",
+    "process_resident_memory_bytes",
+    "process_virtual_memory_bytes",
+    "process_open_fds",
+];
+
+/// The figure in the one line that starts so.
+fn figure(text: &str, start: &str) -> f64 {
+    let found: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(start)).collect();
+    let [one] = found[..] else { panic!("{start} in {text}") };
+    one.trim().parse().unwrap()
+}
+
+#[test]
+fn dashboards_for_etcd_find_the_same_metrics() {
+    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(etcd) = tool("etcd") else {
+        println!("skipped: no etcd; `cargo xtask kube-tools` builds it");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let etcd = Etcd::start(&etcd, dir.path());
+    for endpoint in [&etcd.endpoint, &cluster.endpoints[0]] {
+        facts(&cluster.etcdctl, endpoint, &["put", "k", "v"]);
+        facts(&cluster.etcdctl, endpoint, &["put", "l", "v"]);
+        facts(&cluster.etcdctl, endpoint, &["del", "k"]);
+        facts(&cluster.etcdctl, endpoint, &["get", "l"]);
+        facts(&cluster.etcdctl, endpoint, &["lease", "grant", "600"]);
+    }
+    let (theirs, ours) = (metric_types(&etcd.endpoint), metric_types(&cluster.endpoints[0]));
+    for name in METRICS {
+        assert!(theirs.contains_key(*name), "an etcd has no {name}");
+        assert_eq!(ours.get(*name), theirs.get(*name), "{name}");
+    }
+    // Other metrics under these names would be read for something that they are not.
+    let strange = ours
+        .keys()
+        .filter(|name| !theirs.contains_key(*name) && !name.starts_with("hanse_"));
+    assert_eq!(strange.collect::<Vec<_>>(), Vec::<&String>::new());
+    let (theirs, ours) = (
+        page(&etcd.endpoint, "/metrics"),
+        page(&cluster.endpoints[0], "/metrics"),
+    );
+    for sample in [
+        "etcd_mvcc_put_total ",
+        "etcd_mvcc_delete_total ",
+        "etcd_debugging_lease_granted_total ",
+        "etcd_server_has_leader ",
+        "etcd_server_is_leader ",
+        "etcd_server_leader_changes_seen_total ",
+        "etcd_debugging_mvcc_current_revision ",
+        "etcd_server_proposals_failed_total ",
+        "grpc_server_started_total{grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} ",
+        "grpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} ",
+    ] {
+        assert_eq!(figure(&ours, sample), figure(&theirs, sample), "{sample}");
+    }
+    assert!(figure(&ours, "etcd_disk_wal_fsync_duration_seconds_count ") >= 4.0);
+    assert!(figure(&ours, "hanse_store_commit_duration_seconds_count ") >= 4.0);
+    assert!(figure(&ours, "hanse_store_space_bytes{space=\"registry\"} ") > 0.0);
 }

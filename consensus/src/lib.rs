@@ -10,6 +10,7 @@
 //!   [`admission`]: whether a server without data may take part; [`identity`]: who a server is.
 //! - [`log_store`], [`state_machine`], [`snapshot`]: what Raft keeps, on the server's one engine.
 //! - [`network`], [`service`], [`peer_stream`], [`tls`]: the two sides of the Raft port.
+//! - [`meters`]: what is counted.
 //! - [`codec`]: our own versioned records; openraft's serde forms are never stored or sent.
 
 pub mod admission;
@@ -22,6 +23,7 @@ pub mod identity;
 pub mod log_store;
 mod log_tail;
 pub mod membership;
+pub mod meters;
 pub mod network;
 pub mod node;
 pub mod peer_stream;

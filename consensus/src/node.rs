@@ -20,6 +20,7 @@ use crate::timers;
 use crate::tls::Tls;
 use crate::types::{GROUPS, GroupId, Member, NodeId, Seat, group_name};
 use hanse_runtime::clock::SharedClock;
+use hanse_runtime::meter::{self, Family};
 use hanse_runtime::rng::SharedRng;
 use hanse_runtime::shutdown::Phase;
 use hanse_runtime::supervisor::{Supervisor, TaskKind};
@@ -145,9 +146,9 @@ impl Node {
         };
         // The port stays open until leadership was handed over: its phase is that of apply, not that of listeners.
         supervisor.spawn(TaskKind::Apply, "raft port", server.run(service));
-        let store =
-            |group: &Arc<Group>| ReplicatedStore::new(Arc::clone(group), Arc::clone(writer.engine()), Arc::clone(&rng));
-        let stores = groups.iter().map(|(id, group)| (*id, store(group))).collect();
+        let store = |group: &Arc<Group>| ReplicatedStore::new(Arc::clone(group), writer.clone(), Arc::clone(&rng));
+        let stores: BTreeMap<_, _> = groups.iter().map(|(id, group)| (*id, store(group))).collect();
+        starting.count_leaders(&groups, &stores);
         let stopped = tokio::sync::Mutex::new(false);
         if !entrance.gate.is_open() {
             let task = Arc::clone(&entrance).wait(shutdown.phase(Phase::Consensus));
@@ -305,6 +306,15 @@ impl Node {
         self.inner.about.tell(extra);
     }
 
+    /// What this server counts of its groups, by their names, and of what they share.
+    pub fn families(&self) -> Vec<Family> {
+        let stores = self.inner.stores.iter();
+        let mut families =
+            meter::labelled(stores.map(|(id, store)| (("group", group_name(*id)), store.own_families())));
+        families.extend(self.inner.writer.meters().families());
+        families
+    }
+
     /// How all servers are doing. Those that do not answer within the configured time are marked as offline.
     pub async fn cluster_status(&self) -> Vec<MemberStatus> {
         let members = self.members();
@@ -411,6 +421,15 @@ impl Starting<'_> {
             groups.insert(id, self.group(id, log).await?);
         }
         Ok(groups)
+    }
+
+    fn count_leaders(&self, groups: &BTreeMap<GroupId, Arc<Group>>, stores: &BTreeMap<GroupId, Arc<ReplicatedStore>>) {
+        let stop = self.supervisor.shutdown_token().phase(Phase::Consensus);
+        for (group, store) in groups.values().zip(stores.values()) {
+            let count = Arc::clone(store.meters()).count_leaders(group.leadership.subscribe(), stop.clone());
+            let name = format!("count of leaders of {}", group_name(group.id));
+            self.supervisor.spawn(TaskKind::BestEffort, name, count);
+        }
     }
 
     /// What asks the others whether this server may take part; an error if they know already that it may not.

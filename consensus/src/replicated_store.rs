@@ -4,9 +4,11 @@
 //! that must be; serializable reads and watches do not ask.
 
 use crate::group::Group;
+use crate::meters::{self, GroupMeters};
 use async_trait::async_trait;
+use hanse_runtime::meter::Family;
 use hanse_runtime::rng::SharedRng;
-use hanse_state::engine::SharedEngine;
+use hanse_state::engine::LogWriter;
 use hanse_state::machine::{Machine, check_range, check_txn, is_read_only};
 use hanse_state::pb::command::command::Op;
 use hanse_state::pb::command::outcome::Answer;
@@ -21,8 +23,9 @@ use std::sync::Arc;
 /// A group's store on this member.
 pub struct ReplicatedStore {
     group: Arc<Group>,
-    engine: SharedEngine,
+    writer: LogWriter,
     rng: SharedRng,
+    meters: Arc<GroupMeters>,
 }
 
 impl fmt::Debug for ReplicatedStore {
@@ -46,8 +49,23 @@ fn revision_of(answer: &Answer) -> Result<i64, StoreError> {
 }
 
 impl ReplicatedStore {
-    pub(crate) fn new(group: Arc<Group>, engine: SharedEngine, rng: SharedRng) -> Arc<Self> {
-        Arc::new(Self { group, engine, rng })
+    pub(crate) fn new(group: Arc<Group>, writer: LogWriter, rng: SharedRng) -> Arc<Self> {
+        let meters = Arc::default();
+        Arc::new(Self {
+            group,
+            writer,
+            rng,
+            meters,
+        })
+    }
+
+    pub(crate) fn meters(&self) -> &Arc<GroupMeters> {
+        &self.meters
+    }
+
+    /// What is counted of the group here, without what its members on this server share.
+    pub(crate) fn own_families(&self) -> Vec<Family> {
+        meters::families(&self.group, &self.meters)
     }
 
     fn check(&self, space: &KeySpace) -> Result<(), StoreError> {
@@ -68,7 +86,14 @@ impl ReplicatedStore {
         self.check(space)?;
         // The leader stamps the time.
         let command = Machine::command(0, space, epoch, op).encode_to_vec();
-        let Outcome { answer } = self.group.propose(command.into()).await?;
+        let GroupMeters {
+            stopwatch,
+            commit,
+            failed,
+            ..
+        } = self.meters.as_ref();
+        let proposed = stopwatch.time_async(commit, self.group.propose(command.into()));
+        let Outcome { answer } = proposed.await.inspect_err(|_| failed.add(1))?;
         match answer {
             Some(Answer::Refusal(refusal)) => Err(StoreError::from_refusal(refusal)),
             Some(answer) => Ok(answer),
@@ -227,6 +252,12 @@ impl Store for ReplicatedStore {
     }
 
     fn status(&self) -> StoreStatus {
-        self.group.status(self.engine.size())
+        self.group.status(self.writer.engine().size())
+    }
+
+    fn families(&self) -> Vec<Family> {
+        let mut families = self.own_families();
+        families.extend(self.writer.meters().families());
+        families
     }
 }

@@ -7,6 +7,7 @@
 use crate::codec::{self, Applied, pb};
 use crate::error::{CodecError, ConsensusError};
 use crate::high_water::sync_dir;
+use crate::meters::SnapshotMeters;
 use crate::types::{GroupId, SnapshotMeta, Vote, group_name};
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
@@ -14,10 +15,12 @@ use futures::Stream;
 use hanse_state::StoreError;
 use hanse_state::engine::{Cf, Reader, SharedEngine, WriteBatch};
 use hanse_state::keys::{meta_key, prefix_end};
+use hanse_state::meters::{Count, Under};
 use prost::Message;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 /// Bytes of rows in one chunk; a larger row goes alone.
@@ -79,14 +82,21 @@ pub struct Live {
 
 impl Live {
     /// Takes a view now. Answers it and how far it had applied.
-    pub async fn take(engine: SharedEngine, group: GroupId) -> Result<(Applied, Self), ConsensusError> {
+    pub async fn take(
+        engine: SharedEngine,
+        group: GroupId,
+        meters: Arc<SnapshotMeters>,
+    ) -> Result<(Applied, Self), ConsensusError> {
         let (applied, wait) = oneshot::channel();
         let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
         let name = format!("snapshot-{}", group_name(group));
         // A thread of its own: an engine's view borrows the engine, and a slow reader must not hold up the runtime.
         std::thread::Builder::new()
             .name(name.clone())
-            .spawn(move || read_view(&engine, group, applied, &sender))
+            .spawn(move || {
+                let _under_way = meters.sending.begin();
+                read_view(&engine, group, applied, &sender, &meters.sent_bytes);
+            })
             .map_err(|source| ConsensusError::File {
                 what: "start the thread",
                 path: name,
@@ -104,6 +114,7 @@ fn read_view(
     group: GroupId,
     applied: oneshot::Sender<Result<Applied, ConsensusError>>,
     chunks: &Chunks,
+    sent: &Count,
 ) {
     let view = engine.snapshot();
     let marker = view
@@ -116,13 +127,13 @@ fn read_view(
     if applied.send(decoded).is_err() || !readable {
         return;
     }
-    if let Err(error) = send_rows(view.as_ref(), group, chunks) {
+    if let Err(error) = send_rows(view.as_ref(), group, chunks, sent) {
         // A receiver that is gone wants no error either.
         chunks.blocking_send(Err(error)).ok();
     }
 }
 
-fn send_rows(view: &dyn Reader, group: GroupId, chunks: &Chunks) -> Result<(), StoreError> {
+fn send_rows(view: &dyn Reader, group: GroupId, chunks: &Chunks, sent: &Count) -> Result<(), StoreError> {
     let mut chunk = pb::SnapshotChunk::default();
     let mut bytes = 0;
     for (cf, from, to) in ranges(group) {
@@ -136,6 +147,7 @@ fn send_rows(view: &dyn Reader, group: GroupId, chunks: &Chunks) -> Result<(), S
             });
             cursor.advance()?;
             if bytes >= CHUNK_BYTES {
+                sent.add(bytes as u64);
                 bytes = 0;
                 if chunks
                     .blocking_send(Ok(std::mem::take(&mut chunk).encode_to_vec().into()))
@@ -146,6 +158,7 @@ fn send_rows(view: &dyn Reader, group: GroupId, chunks: &Chunks) -> Result<(), S
             }
         }
     }
+    sent.add(bytes as u64);
     if !chunk.rows.is_empty() {
         // A receiver that is gone no longer wants it.
         chunks.blocking_send(Ok(chunk.encode_to_vec().into())).ok();
@@ -259,6 +272,7 @@ fn file_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Cons
 pub struct Spool {
     group: GroupId,
     dir: PathBuf,
+    meters: Arc<SnapshotMeters>,
 }
 
 impl Spool {
@@ -267,7 +281,13 @@ impl Spool {
         Self {
             group,
             dir: dir.to_owned(),
+            meters: Arc::default(),
         }
+    }
+
+    /// What is counted of the group's snapshots.
+    pub fn meters(&self) -> &Arc<SnapshotMeters> {
+        &self.meters
     }
 
     fn path(&self, ending: &str) -> PathBuf {
@@ -282,6 +302,8 @@ impl Spool {
             file: BufWriter::new(file),
             path,
             sum: Sum::new(),
+            meters: Arc::clone(&self.meters),
+            _under_way: self.meters.receiving.begin(),
         })
     }
 
@@ -312,6 +334,7 @@ impl Spool {
 
     /// Replaces the group's rows in the engine by those of `spooled`. Must run while nobody reads the state. May be repeated.
     pub fn install(&self, spooled: Spooled, engine: &SharedEngine) -> Result<(), ConsensusError> {
+        let _under_way = self.meters.installing.begin();
         let spooled = self.promote(spooled)?;
         let mut batch = WriteBatch::new();
         for (cf, from, to) in ranges(self.group) {
@@ -319,6 +342,7 @@ impl Spool {
         }
         engine.write(batch, false).map_err(StoreError::from)?;
         spooled.for_each(|chunk| {
+            self.meters.installed_bytes.add(chunk.len() as u64);
             let mut batch = WriteBatch::new();
             for row in codec::decode::<pb::SnapshotChunk>("snapshot chunk", chunk)?.rows {
                 batch.put(family(row.family)?, row.key, row.value);
@@ -327,6 +351,7 @@ impl Spool {
             Ok(())
         })?;
         engine.sync().map_err(StoreError::from)?;
+        self.meters.installed.add(1);
         fs::remove_file(&spooled.path).map_err(file_error("remove", &spooled.path))?;
         sync_dir(&spooled.path).map_err(file_error("sync", &spooled.path))
     }
@@ -337,6 +362,8 @@ pub struct Incoming {
     file: BufWriter<File>,
     path: PathBuf,
     sum: Sum,
+    meters: Arc<SnapshotMeters>,
+    _under_way: Under,
 }
 
 impl Incoming {
@@ -351,6 +378,7 @@ impl Incoming {
             .into());
         }
         self.sum.add(chunk);
+        self.meters.received_bytes.add(chunk.len() as u64);
         let length = u32::try_from(chunk.len()).unwrap_or(u32::MAX).to_be_bytes();
         let written = self.file.write_all(&length).and_then(|()| self.file.write_all(chunk));
         written.map_err(file_error("write", &self.path))
@@ -370,7 +398,9 @@ impl Incoming {
     }
 
     fn close(self) -> Result<Spooled, ConsensusError> {
-        let Self { file, path, .. } = self;
+        let Self {
+            file, path, _under_way, ..
+        } = self;
         let file = file
             .into_inner()
             .map_err(|error| file_error("write", &path)(error.into_error()))?;
@@ -416,7 +446,6 @@ mod tests {
     use super::*;
     use futures::StreamExt;
     use hanse_state::engine::MemoryEngine;
-    use std::sync::Arc;
 
     fn filled(group: GroupId) -> SharedEngine {
         let engine: SharedEngine = Arc::new(MemoryEngine::new());
@@ -441,7 +470,7 @@ mod tests {
     }
 
     async fn frames(engine: &SharedEngine, group: GroupId) -> Vec<pb::SnapshotFrame> {
-        let (applied, live) = Live::take(Arc::clone(engine), group).await.unwrap();
+        let (applied, live) = Live::take(Arc::clone(engine), group, Arc::default()).await.unwrap();
         let meta = SnapshotMeta {
             last_log_id: applied.last,
             last_membership: applied.membership,
@@ -470,11 +499,17 @@ mod tests {
             }
         }
         let spooled = incoming.finish(&done.unwrap()).unwrap();
+        let received = spool.meters().received_bytes.get();
+        assert!(
+            received > 1_500_000 && spool.meters().receiving.get() == 0,
+            "{received}"
+        );
         let to = filled(group);
         let mut batch = WriteBatch::new();
         batch.put(Cf::Key, [group.prefix().as_slice(), b"stale"].concat(), "x");
         to.write(batch, false).unwrap();
         spool.install(spooled, &to).unwrap();
+        assert_eq!(spool.meters().installed_bytes.get(), received);
         for cf in Cf::ALL {
             assert_eq!(rows(&to, cf, group), rows(&from, cf, group), "{cf:?}");
             assert_eq!(rows(&to, cf, GroupId(6)).len(), rows(&from, cf, GroupId(6)).len());

@@ -5,6 +5,7 @@
 
 use crate::codec::{Applied, decode};
 use crate::error::ConsensusError;
+use crate::meters::SnapshotMeters;
 use crate::pending::Pending;
 use crate::snapshot::{Live, SnapshotData, Spool, Spooled};
 use crate::types::{Answer, Entry, GroupId, LogId, NodeId, ProposalId, SnapshotMeta, StoredMembership, TypeConfig};
@@ -177,8 +178,14 @@ fn replace(machine: &Machine, spool: &Spool, spooled: Spooled, engine: &SharedEn
     }
 }
 
-async fn live_snapshot(engine: &SharedEngine, group: GroupId) -> Result<RaftSnapshot, io::Error> {
-    let (applied, live) = Live::take(Arc::clone(engine), group).await.map_err(io_error)?;
+async fn live_snapshot(
+    engine: &SharedEngine,
+    group: GroupId,
+    meters: &Arc<SnapshotMeters>,
+) -> Result<RaftSnapshot, io::Error> {
+    let (applied, live) = Live::take(Arc::clone(engine), group, Arc::clone(meters))
+        .await
+        .map_err(io_error)?;
     let meta = SnapshotMeta {
         last_log_id: applied.last,
         last_membership: applied.membership,
@@ -193,13 +200,14 @@ async fn live_snapshot(engine: &SharedEngine, group: GroupId) -> Result<RaftSnap
 pub struct SnapshotBuilder {
     engine: SharedEngine,
     group: GroupId,
+    meters: Arc<SnapshotMeters>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<RaftSnapshot, io::Error> {
-        live_snapshot(&self.engine, self.group).await
+        live_snapshot(&self.engine, self.group, &self.meters).await
     }
 }
 
@@ -231,6 +239,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         SnapshotBuilder {
             engine: Arc::clone(&self.engine),
             group: self.group,
+            meters: Arc::clone(self.spool.meters()),
         }
     }
 
@@ -265,6 +274,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if !self.may_need_snapshots().map_err(io_error)? {
             return Ok(None);
         }
-        live_snapshot(&self.engine, self.group).await.map(Some)
+        live_snapshot(&self.engine, self.group, self.spool.meters())
+            .await
+            .map(Some)
     }
 }

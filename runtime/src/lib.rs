@@ -6,6 +6,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod config;
+pub mod meter;
 pub mod pki;
 pub mod rng;
 pub mod seal;

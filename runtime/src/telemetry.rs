@@ -1,5 +1,6 @@
 //! Logs and metrics, set up in one place.
 
+use crate::meter::{Family, Gathered};
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -58,6 +59,12 @@ impl Metrics {
         add(registry
             .sub_registry_with_prefix("hanse")
             .sub_registry_with_prefix(prefix));
+    }
+
+    /// Shows what `families` answers whenever the metrics are read, under the names that it says.
+    pub fn gather(&self, families: impl Fn() -> Vec<Family> + Send + Sync + 'static) {
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        registry.register_collector(Box::new(Gathered(Box::new(families))));
     }
 
     /// All metrics in the OpenMetrics text format.

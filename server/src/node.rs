@@ -13,6 +13,7 @@ use hanse_gateway::{Gateway, GatewayParts, Limits};
 use hanse_regions::bootstrap::{AdminSeed, Seed, bootstrap};
 use hanse_regions::{Regions, RegionsParts};
 use hanse_runtime::clock::{SharedClock, SystemClock};
+use hanse_runtime::meter;
 use hanse_runtime::pki::{Ca, load_certs, load_key, sha256_hex};
 use hanse_runtime::rng::{SharedRng, SystemRng};
 use hanse_runtime::seal::Sealer;
@@ -172,8 +173,9 @@ async fn serve(
         .map(|der| sha256_hex(der))
         .unwrap_or_default();
     let signer = Arc::new(Signer::new(&credentials().map_err(part("the tunnel"))?).map_err(part("the tunnel"))?);
+    let etcd = counted_routes(machine, node);
     let events = Arc::new(Events {
-        etcd: hanse_state::etcd::routes(node.tenants()),
+        etcd,
         objects: objects.clone(),
         ca: secrets.ca,
         clock: Arc::clone(&machine.clock),
@@ -222,6 +224,16 @@ async fn serve(
     debug_assert!(first, "the controllers are started once");
     form(config, machine, node, &objects);
     signals::wait_for_the_end(&machine.supervisor.shutdown_token()).await
+}
+
+/// The tenants' way into the store, and everything that the store counts among the process' metrics.
+fn counted_routes(machine: &Machine, node: &Node) -> tonic::service::Routes {
+    let (routes, calls) = hanse_state::etcd::counted_routes(node.tenants());
+    let counted = node.clone();
+    machine
+        .metrics
+        .gather(move || [counted.families(), calls.families().into(), meter::process()].concat());
+    routes
 }
 
 fn start_hub(

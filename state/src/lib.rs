@@ -7,6 +7,7 @@
 //! - [`local`]: the store in one process, without replication.
 //! - [`etcd`]: the etcd v3 API on top of any store.
 //! - [`bolt`]: files in the format of etcd's database, for snapshots that leave this store.
+//! - [`meters`]: what a store counts of itself.
 //! - [`keys`]: the only place that builds keys.
 
 pub mod bolt;
@@ -18,6 +19,7 @@ pub mod etcd;
 pub mod keys;
 pub mod local;
 pub mod machine;
+pub mod meters;
 pub mod objects;
 pub mod pb;
 pub mod store;

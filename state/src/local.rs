@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use hanse_runtime::clock::SharedClock;
+use hanse_runtime::meter::Family;
 use hanse_runtime::rng::SharedRng;
 use hanse_runtime::shutdown::{Phase, Shutdown};
 use hanse_runtime::supervisor::{Supervisor, TaskKind};
@@ -428,6 +429,16 @@ impl Store for LocalStore {
             revision: self.revision(),
             raft_term: 1,
         }
+    }
+
+    fn families(&self) -> Vec<Family> {
+        let mut families = self.machine.families();
+        families.extend(self.parts.writer.meters().families());
+        // Nothing is proposed that is not decided at once.
+        let none = "No log: what is decided is applied.";
+        let revision = self.machine.revision().unsigned_abs();
+        families.push(Family::gauge("etcd_server_proposals_committed_total", none, revision));
+        families
     }
 
     fn status(&self) -> StoreStatus {

@@ -9,6 +9,7 @@ use crate::machine::Machine;
 use crate::pb;
 use async_trait::async_trait;
 use bytes::Bytes;
+use hanse_runtime::meter::Family;
 use std::sync::Arc;
 
 pub use crate::keys::{GroupId, KeySpace};
@@ -176,6 +177,8 @@ pub trait Store: Send + Sync + 'static {
     fn has_leader(&self) -> bool;
     /// How this member is doing.
     fn status(&self) -> StoreStatus;
+    /// What this member counts of itself.
+    fn families(&self) -> Vec<Family>;
 
     /// What every answer of the etcd API starts with. Cheap, unlike [`Store::status`], which may ask the engine: a
     /// store under load answers this one itself.

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use futures::{FutureExt, Stream};
+use hanse_runtime::meter::Family;
 use hanse_state::machine::Machine;
 use hanse_state::pb;
 use hanse_state::store::{SpaceHash, Watch};
@@ -181,6 +182,10 @@ impl Store for Gate {
 
     fn has_leader(&self) -> bool {
         *self.way.borrow() != Way::Cut
+    }
+
+    fn families(&self) -> Vec<Family> {
+        self.inner.families()
     }
 
     fn status(&self) -> StoreStatus {

@@ -7,6 +7,7 @@
 //! request is refused until the process is started anew.
 
 use super::{EngineError, SharedEngine, WriteBatch};
+use crate::meters::WriterMeters;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -47,6 +48,7 @@ pub struct LogWriter {
     queue: mpsc::Sender<Request>,
     failed: Arc<Mutex<Option<EngineError>>>,
     engine: SharedEngine,
+    meters: Arc<WriterMeters>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
@@ -63,8 +65,10 @@ impl LogWriter {
     pub fn start(engine: SharedEngine, options: WriterOptions) -> Result<Self, EngineError> {
         let (queue, requests) = mpsc::channel(options.queue);
         let failed = Arc::new(Mutex::new(None));
+        let meters = Arc::new(WriterMeters::default());
         let worker = Worker {
             engine: engine.clone(),
+            meters: Arc::clone(&meters),
             requests,
             options,
             failed: failed.clone(),
@@ -77,6 +81,7 @@ impl LogWriter {
             queue,
             failed,
             engine,
+            meters,
             thread: Arc::new(Mutex::new(Some(thread))),
         })
     }
@@ -84,6 +89,11 @@ impl LogWriter {
     /// The engine that it writes to.
     pub fn engine(&self) -> &SharedEngine {
         &self.engine
+    }
+
+    /// What it counts of itself.
+    pub fn meters(&self) -> &Arc<WriterMeters> {
+        &self.meters
     }
 
     /// Queues a batch; `done` is called, in the order of submission, when it is durable or has failed. Waits while the
@@ -148,6 +158,7 @@ impl LogWriter {
 
 struct Worker {
     engine: SharedEngine,
+    meters: Arc<WriterMeters>,
     requests: mpsc::Receiver<Request>,
     options: WriterOptions,
     failed: Arc<Mutex<Option<EngineError>>>,
@@ -167,6 +178,7 @@ impl Worker {
                     Err(_) => break,
                 }
             }
+            self.meters.requests.add(waiting.len() as u64);
             let result = self.write(batch);
             for done in waiting {
                 done(result.clone());
@@ -178,11 +190,14 @@ impl Worker {
         if let Some(error) = &*self.failed.lock() {
             return Err(error.clone());
         }
-        let result = if batch.is_empty() {
-            self.engine.sync()
-        } else {
-            self.engine.write(batch, true)
-        };
+        let WriterMeters { stopwatch, sync, .. } = self.meters.as_ref();
+        let result = stopwatch.time(sync, || {
+            if batch.is_empty() {
+                self.engine.sync()
+            } else {
+                self.engine.write(batch, true)
+            }
+        });
         if let Err(error) = &result {
             tracing::error!(%error, "storage failed, no more writes are taken until this process is started anew");
             *self.failed.lock() = Some(EngineError::Stopped(error.to_string()));

@@ -3,6 +3,7 @@
 //! Which key space a call means is not in the call: whoever takes it in (the tunnel, an operators' port) puts an
 //! [`Access`] into the request's extensions. Without one every call is refused.
 
+mod calls;
 mod cluster;
 mod door;
 mod election;
@@ -21,9 +22,11 @@ mod snapshot;
 mod watch;
 mod watches;
 
+pub use calls::CallMeters;
 pub use door::{Door, DoorError, DoorSettings, DoorTls, serve_plain};
 pub use operator::{MemberChange, MemberFault, MemberRefused, MoveRefused, Operator};
 
+use self::calls::Counted;
 use crate::pb;
 use crate::pb::{
     cluster_server::ClusterServer, election::election_server::ElectionServer, health::health_server::HealthServer,
@@ -55,6 +58,7 @@ pub(crate) struct Service {
     clock: SharedClock,
     operator: Option<Arc<dyn Operator>>,
     settings: Arc<DoorSettings>,
+    calls: Arc<CallMeters>,
     /// Places for snapshots.
     snapshots: Arc<Semaphore>,
 }
@@ -71,6 +75,7 @@ impl Service {
             clock,
             operator,
             settings: Arc::new(settings),
+            calls: Arc::default(),
             snapshots: Arc::new(Semaphore::new(snapshot::AT_A_TIME)),
         }
     }
@@ -127,6 +132,13 @@ pub fn routes(store: Arc<dyn Store>) -> Routes {
     routes_with(store, SystemClock::shared())
 }
 
+/// The same, and what counts its calls.
+pub fn counted_routes(store: Arc<dyn Store>) -> (Routes, Arc<CallMeters>) {
+    let service = Service::new(store, SystemClock::shared(), None, DoorSettings::default());
+    let calls = Arc::clone(&service.calls);
+    (services(service), calls)
+}
+
 /// The same by a clock of the caller's.
 pub fn routes_with(store: Arc<dyn Store>, clock: SharedClock) -> Routes {
     services(Service::new(store, clock, None, DoorSettings::default()))
@@ -135,9 +147,12 @@ pub fn routes_with(store: Arc<dyn Store>, clock: SharedClock) -> Routes {
 fn services(service: Service) -> Routes {
     macro_rules! server {
         ($server:ident) => {
-            $server::new(service.clone())
-                .max_decoding_message_size(MAX_MESSAGE_IN)
-                .max_encoding_message_size(MAX_MESSAGE_OUT)
+            Counted::new(
+                $server::new(service.clone())
+                    .max_decoding_message_size(MAX_MESSAGE_IN)
+                    .max_encoding_message_size(MAX_MESSAGE_OUT),
+                &service.calls,
+            )
         };
     }
     Routes::new(server!(KvServer))

@@ -15,6 +15,7 @@ use crate::pb;
 use crate::store::{WatchItem, WatchRequest};
 use crate::watch::WatchSource;
 use futures::Stream;
+use hanse_runtime::meter::Family;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
@@ -88,6 +89,8 @@ struct Inbox {
     bytes: usize,
     /// The queue was full or the state was replaced: the reader must replay.
     behind: bool,
+    /// The reader reads from the engine what it missed.
+    replaying: bool,
     closed: Option<WatchItem>,
     /// Something was queued since the last tick.
     active: bool,
@@ -130,6 +133,51 @@ struct Watcher {
     inbox: Arc<Mutex<Inbox>>,
 }
 
+/// How watches are doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) watches: u64,
+    /// Those that do not keep up, or have not yet caught up.
+    pub(crate) slow: u64,
+    /// What waits for their readers.
+    pub(crate) waiting: u64,
+    /// What was handed to them since the start.
+    pub(crate) events: u64,
+}
+
+impl std::iter::Sum for Counts {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            watches: sum.watches + one.watches,
+            slow: sum.slow + one.slow,
+            waiting: sum.waiting + one.waiting,
+            events: sum.events + one.events,
+        })
+    }
+}
+
+/// As they are shown.
+pub(crate) fn families(counts: Counts) -> [Family; 4] {
+    [
+        Family::gauge("etcd_debugging_mvcc_watcher_total", "Watches.", counts.watches),
+        Family::gauge(
+            "etcd_debugging_mvcc_slow_watcher_total",
+            "Watches that do not keep up and read from the engine.",
+            counts.slow,
+        ),
+        Family::gauge(
+            "etcd_debugging_mvcc_pending_events_total",
+            "Revisions that wait for the readers of watches.",
+            counts.waiting,
+        ),
+        Family::counter(
+            "etcd_debugging_mvcc_events_total",
+            "Changes that were handed to watches.",
+            counts.events,
+        ),
+    ]
+}
+
 /// The watches of one space, by range: those that watch the same range are matched once.
 #[derive(Debug, Default)]
 pub(crate) struct Hub {
@@ -140,6 +188,8 @@ pub(crate) struct Hub {
 struct Watchers {
     ranges: HashMap<KeyRange, Vec<Watcher>>,
     next_id: u64,
+    /// Changes that were handed to a watch since the start, once for each watch.
+    events: u64,
 }
 
 impl Watchers {
@@ -151,14 +201,18 @@ impl Watchers {
 impl Hub {
     /// Makes a revision visible by `publish` and queues its changes, as one step for every watch.
     pub(crate) fn dispatch(&self, commit: &Arc<Commit>, publish: impl FnOnce()) {
-        let watchers = self.watchers.lock();
+        let mut watchers = self.watchers.lock();
         publish();
         if watchers.ranges.is_empty() {
             return;
         }
         let bytes = commit.bytes();
-        for (range, members) in &watchers.ranges {
-            if commit.changes.iter().any(|change| range.contains(&change.kv.key)) {
+        let Watchers { ranges, events, .. } = &mut *watchers;
+        for (range, members) in ranges {
+            let wanted = commit.changes.iter().filter(|change| range.contains(&change.kv.key));
+            let wanted = wanted.count();
+            if wanted > 0 {
+                *events += (wanted * members.len()) as u64;
                 for watcher in members {
                     watcher.inbox.lock().push(commit, bytes);
                 }
@@ -218,6 +272,25 @@ impl Hub {
         inbox.bytes = 0;
         inbox.behind = false;
         shared.revision()
+    }
+
+    /// How its watches are doing.
+    pub(crate) fn counts(&self) -> Counts {
+        let watchers = self.watchers.lock();
+        let one = |watcher: &Watcher| {
+            let inbox = watcher.inbox.lock();
+            Counts {
+                watches: 1,
+                slow: u64::from(inbox.behind || inbox.replaying),
+                waiting: inbox.queue.len() as u64,
+                events: 0,
+            }
+        };
+        let counts: Counts = watchers.all().map(one).sum();
+        Counts {
+            events: watchers.events,
+            ..counts
+        }
     }
 
     /// Number of watches.
@@ -288,6 +361,7 @@ impl Subscription {
             let (shared, space) = (self.shared.clone(), self.space.clone());
             let (range, request, from) = (self.range.clone(), self.request.clone(), self.next);
             let work = move || replay::chunk(&shared, &space, &range, &request, from, revision);
+            self.inbox.lock().replaying = true;
             self.replay = Some((revision, tokio::task::spawn_blocking(work)));
         }
     }
@@ -299,6 +373,7 @@ impl Subscription {
     }
 
     fn replayed(&mut self, upto: i64, chunk: Option<Chunk>) {
+        self.inbox.lock().replaying = false;
         match chunk {
             Some(Chunk::Items { items, next }) => {
                 self.ready.extend(items);

@@ -32,10 +32,12 @@ use crate::keys::{self, GroupId, KeySpace};
 use crate::machine::record::StateRecord;
 use crate::machine::space::Space;
 use crate::machine::stage::Stage;
+use crate::meters::{self, MachineMeters, Sort};
 use crate::pb::command::outcome::Answer;
 use crate::pb::{Command, Outcome, command};
 use crate::store::WatchItem;
 use bytes::Bytes;
+use hanse_runtime::meter::Family;
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -69,6 +71,7 @@ pub(crate) struct Shared {
     spaces: RwLock<BTreeMap<KeySpace, Arc<Space>>>,
     /// Held by who reads the engine, and exclusively while a snapshot takes the content's place.
     pub(crate) gate: RwLock<()>,
+    pub(crate) meters: MachineMeters,
 }
 
 impl Shared {
@@ -132,6 +135,7 @@ impl Machine {
             published: AtomicI64::new(state.revision),
             spaces: RwLock::new(spaces),
             gate: RwLock::default(),
+            meters: MachineMeters::default(),
         });
         Ok(Self {
             shared,
@@ -160,13 +164,21 @@ impl Machine {
     /// Stages commands, writes the batch without a sync, and publishes it. The marker is written in the same batch, so
     /// that it says exactly what is applied. An error means that this member must stop.
     pub fn apply(&self, commands: Vec<Command>, marker: Option<Bytes>) -> Result<Vec<Outcome>, StoreError> {
-        let mut staged = self.stage(commands, marker)?;
-        let batch = std::mem::take(&mut staged.batch);
-        if let Err(error) = self.shared.engine.write(batch, false) {
-            self.fail(error.clone().into());
-            return Err(error.into());
-        }
-        Ok(self.publish(staged))
+        let MachineMeters {
+            stopwatch,
+            commit,
+            apply,
+            ..
+        } = &self.shared.meters;
+        stopwatch.time(apply, || {
+            let mut staged = self.stage(commands, marker)?;
+            let batch = std::mem::take(&mut staged.batch);
+            if let Err(error) = stopwatch.time(commit, || self.shared.engine.write(batch, false)) {
+                self.fail(error.clone().into());
+                return Err(error.into());
+            }
+            Ok(self.publish(staged))
+        })
     }
 
     /// Decides what commands do. Staged batches must be written and published in the order in which they were staged.
@@ -177,18 +189,18 @@ impl Machine {
         }
         let mut outcomes = Vec::with_capacity(commands.len());
         for command in commands {
-            match stage.run(&self.shared, command) {
-                Ok(answer) => outcomes.push(Outcome { answer: Some(answer) }),
-                Err(Fault::Refused(error)) => {
-                    outcomes.push(Outcome {
-                        answer: Some(Answer::Refusal(error.to_refusal())),
-                    });
-                }
+            let sort = Sort::of(&command);
+            let answer = match stage.run(&self.shared, command) {
+                Ok(answer) => answer,
+                Err(Fault::Refused(error)) => Answer::Refusal(error.to_refusal()),
                 Err(Fault::Fatal(error)) => {
                     stage.failed = Some(error.clone());
                     return Err(error);
                 }
-            }
+            };
+            let outcome = Outcome { answer: Some(answer) };
+            self.shared.meters.applied(sort, &outcome);
+            outcomes.push(outcome);
         }
         let state = StateRecord {
             revision: stage.revision,
@@ -297,6 +309,18 @@ impl Machine {
         for space in self.shared.all_spaces() {
             space.hub.close(&WatchItem::Lagged);
         }
+    }
+
+    /// What it counts of itself, and how much its spaces hold.
+    pub fn families(&self) -> Vec<Family> {
+        let spaces = self.shared.all_spaces();
+        let usages = spaces
+            .iter()
+            .map(|space| (space.name.tenant().to_owned(), space.usage()));
+        let mut families = self.shared.meters.families();
+        families.extend(meters::of_spaces(usages.collect()));
+        families.extend(hub::families(spaces.iter().map(|space| space.hub.counts()).sum()));
+        families
     }
 
     /// A command of the present format.

@@ -154,6 +154,7 @@ pub(crate) fn view<'a>(shared: &'a Shared, space: &'a Space) -> View<'a> {
 }
 
 fn range_once(shared: &Shared, space: &Space, req: &pb::RangeRequest, most: usize) -> Result<Tried, StoreError> {
+    shared.meters.ranges.add(1);
     let _gate = shared.gate.read();
     let view = view(shared, space);
     let at = view.revision_of(req)?;
