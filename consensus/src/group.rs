@@ -2,6 +2,7 @@
 
 use crate::codec::{self, pb};
 use crate::config::Settings;
+use crate::forward::Forwarder;
 use crate::network::Peers;
 use crate::pending::Pending;
 use crate::read_index::ReadWaiter;
@@ -54,6 +55,8 @@ pub struct Group {
     pub receiving: tokio::sync::Mutex<()>,
     /// Ways to the others.
     pub peers: Peers,
+    /// The way of writes to the leader.
+    pub(crate) forwarder: Forwarder,
     /// Who the members are, by what is applied here.
     pub roll: watch::Receiver<Arc<Roll>>,
     pub(crate) leadership: watch::Sender<Leadership>,

@@ -4,8 +4,8 @@
 //! log writer, port and connections; nothing here assumes that there are two.
 //!
 //! - [`node`]: starts it all, forms the cluster; [`status`] says how it is.
-//! - [`replicated_store`]: `state::Store` on any member; [`propose`] takes writes to the leader, [`read_index`] makes reads
-//!   linearizable.
+//! - [`replicated_store`]: `state::Store` on any member; [`propose`] takes writes to the log, by way of [`forward`] when the leader
+//!   is another; [`read_index`] makes reads linearizable.
 //! - [`roster`]: which change of the members is allowed, and its steps; [`membership`] takes them, at the leaders;
 //!   [`admission`]: whether a server without data may take part; [`identity`]: who a server is.
 //! - [`log_store`], [`state_machine`], [`snapshot`]: what Raft keeps, on the server's one engine.
@@ -17,6 +17,7 @@ pub mod admission;
 pub mod codec;
 pub mod config;
 pub mod error;
+pub mod forward;
 pub mod group;
 pub mod high_water;
 pub mod identity;

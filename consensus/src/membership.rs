@@ -8,8 +8,8 @@
 use crate::codec::{self, pb};
 use crate::error::ConsensusError;
 use crate::group::{Group, role_name};
-use crate::network::{Lane, Peers};
-use crate::propose::never_left;
+use crate::network::{Lane, Peers, never_left};
+
 use crate::roster::{Change, MAX_BEHIND, Refusal, Roster, Seen, Step, decide, next_step, tend};
 use crate::status::{About, ask_all};
 use crate::types::{GroupId, LogId, Member, NodeId, TypeConfig};

@@ -309,6 +309,18 @@ fn unreachable<E: std::error::Error + 'static>(error: &E) -> Rpc {
     RPCError::Unreachable(Unreachable::from_string(hanse_runtime::supervisor::chain(error)))
 }
 
+/// Whether a call failed before anything of it was sent.
+pub(crate) fn never_left(status: &tonic::Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
 impl NetBackoff<TypeConfig> for PeerNetwork {
     fn backoff(&self) -> Option<Backoff> {
         let (first, longest) = RECONNECT;
@@ -561,5 +573,12 @@ mod tests {
         };
         let refused = network.stream_append(futures::stream::iter([request]), option()).await;
         assert!(matches!(refused, Err(RPCError::Unreachable(_))), "a request is tried");
+    }
+
+    #[test]
+    fn only_a_failed_connection_is_known_not_to_have_sent() {
+        assert!(!never_left(&tonic::Status::unavailable("connection reset")));
+        let source: Box<dyn std::error::Error + Send + Sync> = Box::new(tonic::ConnectError("refused".into()));
+        assert!(never_left(&tonic::Status::from_error(source)));
     }
 }

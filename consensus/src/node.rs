@@ -3,6 +3,7 @@
 use crate::admission::{Admission, Entrance, Gate, watch_removal};
 use crate::config::NodeConfig;
 use crate::error::ConsensusError;
+use crate::forward::Forwarder;
 use crate::group::{Group, GroupRaft, Leadership};
 use crate::identity;
 use crate::log_store::LogStore;
@@ -478,6 +479,8 @@ impl Starting<'_> {
         let raft = GroupRaft::new(self.config.id, config, network, log, state_machine).await;
         let raft = raft.map_err(raft_fault(id, "start"))?;
         let (reads, queue) = mpsc::channel(MAX_WAITING_READS);
+        let (name, stop) = (group_name(id), self.supervisor.shutdown_token().phase(Phase::Consensus));
+        let forwarder = Forwarder::new(id, self.peers.clone(), self.supervisor.clone(), stop.clone());
         let group = Arc::new(Group {
             id,
             me: self.config.id,
@@ -487,12 +490,12 @@ impl Starting<'_> {
             spool,
             receiving: tokio::sync::Mutex::new(()),
             peers: self.peers.clone(),
+            forwarder,
             roll,
             leadership: watch::Sender::new(Leadership::default()),
             reads,
             contact: AtomicU64::new(0),
         });
-        let (name, stop) = (group_name(id), self.supervisor.shutdown_token().phase(Phase::Consensus));
         let follower = Arc::clone(&group);
         let task = async move { follower.follow_leadership().await };
         self.supervisor.spawn(TaskKind::Apply, format!("raft {name}"), task);

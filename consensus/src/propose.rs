@@ -6,11 +6,12 @@
 //! committed and is made again. If neither comes in time, the caller hears that the outcome is unknown.
 
 use crate::codec::{self, pb};
+use crate::forward::{NotSent, Verdict};
 use crate::group::{Group, Leadership};
-use crate::network::Lane;
 use crate::pending::{Fate, Waiter};
 use crate::types::{Proposal, TypeConfig};
 use bytes::Bytes;
+use futures::{Stream, StreamExt};
 use hanse_runtime::clock::timeout;
 use hanse_state::StoreError;
 use hanse_state::pb::{Command, Outcome};
@@ -18,18 +19,18 @@ use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
 use openraft::raft::ClientWriteResult;
 use openraft::type_config::alias::CommittedLeaderIdOf;
+use pb::verdict::{Refused, Unknown, Verdict as Word};
 use prost::Message;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
 /// How long to wait at most before a refused proposal is tried again, if no new leader shows up earlier.
 const RETRY_PAUSE: Duration = Duration::from_millis(25);
-/// How long a member that forwarded a write waits for its own apply after the leader has answered: so that a caller who
-/// then reads here finds his write.
-const APPLY_LAG: Duration = Duration::from_secs(1);
-
-/// How long a forwarded write that was seen applied here waits for the leader's answer, which then has nothing to add.
-const REPLY_LAG: Duration = Duration::from_millis(250);
+/// Forwarded writes of one member that this one has under way; it reads no more of them until some are through.
+const UNDER_WAY: usize = 16_384;
+/// Verdicts in one answer.
+const MAX_VERDICTS: usize = 512;
 
 /// What became of one try.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ enum Attempt {
     Refused(String),
     /// Perhaps proposed.
     Lost(String),
+    /// Not proposed: too many writes are on their way.
+    Overloaded,
     /// This server is stopping.
     Stopped,
 }
@@ -56,9 +59,12 @@ impl Group {
             let installs = self.pending.progress().borrow().installs;
             let leader = leadership.borrow_and_update().clone();
             let left = deadline.saturating_sub(clock.mono());
-            match self.attempt(&mut waiter, &leader, &proposal, left).await {
+            let attempt = self.attempt(&mut waiter, &leader, &proposal, &mut leadership);
+            let attempt = timeout(clock.as_ref(), left, attempt).await;
+            match attempt.unwrap_or_else(|elapsed| Attempt::Lost(elapsed.to_string())) {
                 Attempt::Done(outcome) => return Ok(outcome),
                 Attempt::Stopped => return Err(StoreError::Stopped),
+                Attempt::Overloaded => return Err(StoreError::Overloaded),
                 Attempt::Refused(reason) => {
                     tracing::debug!(group = %self.id, term = leader.term, reason, "a write waits for a leader");
                     if !self.pause(&mut leadership, deadline).await {
@@ -93,21 +99,27 @@ impl Group {
         true
     }
 
-    async fn attempt(&self, waiter: &mut Waiter, leader: &Leadership, proposal: &Proposal, left: Duration) -> Attempt {
-        match (&leader.member, leader.leader) {
-            _ if leader.here => self.propose_to_myself(waiter, leader.term, proposal, left).await,
-            (Some(_), Some(_)) => self.forward(waiter, leader, proposal, left).await,
-            _ => Attempt::Refused("no leader".to_owned()),
+    async fn attempt(
+        &self,
+        waiter: &mut Waiter,
+        leader: &Leadership,
+        proposal: &Proposal,
+        leadership: &mut watch::Receiver<Leadership>,
+    ) -> Attempt {
+        if leader.here {
+            self.propose_to_myself(waiter, leader.term, proposal).await
+        } else {
+            self.forward(waiter, leader, proposal, leadership).await
         }
     }
 
-    async fn propose_to_myself(&self, waiter: &mut Waiter, term: u64, proposal: &Proposal, left: Duration) -> Attempt {
-        let raft = self.propose_here(term, proposal.clone(), left);
+    async fn propose_to_myself(&self, waiter: &mut Waiter, term: u64, proposal: &Proposal) -> Attempt {
+        let raft = self.propose_here(term, proposal.clone());
         tokio::select! {
             biased;
             outcome = waiter.outcome() => outcome.map_or(Attempt::Stopped, Attempt::Done),
             result = raft => match result {
-                Here::Applied(..) => match waiter.outcome().await {
+                Here::Applied => match waiter.outcome().await {
                     Some(outcome) => Attempt::Done(outcome),
                     None => Attempt::Stopped,
                 },
@@ -118,57 +130,35 @@ impl Group {
         }
     }
 
-    async fn forward(&self, waiter: &mut Waiter, leader: &Leadership, proposal: &Proposal, left: Duration) -> Attempt {
+    async fn forward(
+        &self,
+        waiter: &mut Waiter,
+        leader: &Leadership,
+        proposal: &Proposal,
+        leadership: &mut watch::Receiver<Leadership>,
+    ) -> Attempt {
         let (Some(id), Some(member)) = (leader.leader, &leader.member) else {
             return Attempt::Refused("no leader".to_owned());
         };
-        let mut client = match self.peers.client(id, member, Lane::Control) {
-            Ok(client) => client,
-            Err(error) => return Attempt::Refused(error.to_string()),
+        let mut ticket = match self.forwarder.send((id, member), leader.term, proposal) {
+            Ok(ticket) => ticket,
+            Err(NotSent::Full) => return Attempt::Overloaded,
+            Err(NotSent::Refused(reason)) => return Attempt::Refused(reason),
         };
-        let request = pb::ProposeRequest {
-            group: self.id.0,
-            term: leader.term,
-            proposal: Some(codec::proposal_to_pb(proposal)),
-        };
-        let mut call = std::pin::pin!(timeout(self.clock().as_ref(), left, client.propose(request)));
-        let reply = tokio::select! {
+        tokio::select! {
             biased;
-            reply = &mut call => reply,
-            outcome = waiter.outcome() => {
-                // The answer is on its way. Dropping the call would reset its stream, and after a thousand resets that cross
-                // their answers HTTP/2 gives the connection up, with all other writes on it.
-                let _late = timeout(self.clock().as_ref(), REPLY_LAG, call).await.is_ok();
-                return outcome.map_or(Attempt::Stopped, Attempt::Done);
-            }
-        };
-        use pb::propose_reply::Result as R;
-        match reply {
-            Err(elapsed) => Attempt::Lost(elapsed.to_string()),
-            Ok(Err(status)) if never_left(&status) => Attempt::Refused(status.message().to_owned()),
-            Ok(Err(status)) => Attempt::Lost(status.to_string()),
-            Ok(Ok(reply)) => match reply.into_inner().result {
-                Some(R::Done(done)) => self.applied_there(waiter, done.outcome).await,
-                Some(R::Refused(refused)) => Attempt::Refused(refused.reason),
-                Some(R::Unknown(unknown)) => Attempt::Lost(unknown.reason),
-                None => Attempt::Lost("an empty answer".to_owned()),
+            outcome = waiter.outcome() => outcome.map_or(Attempt::Stopped, Attempt::Done),
+            verdict = ticket.verdict() => match verdict {
+                Verdict::Refused(reason) => Attempt::Refused(reason),
+                Verdict::Lost(reason) => Attempt::Lost(reason),
             },
-        }
-    }
-
-    /// The leader has applied it; this member does in a moment, unless it is far behind.
-    async fn applied_there(&self, waiter: &mut Waiter, outcome: Bytes) -> Attempt {
-        match timeout(self.clock().as_ref(), APPLY_LAG, waiter.outcome()).await {
-            Ok(Some(outcome)) => Attempt::Done(outcome),
-            Ok(None) | Err(_) => match Outcome::decode(outcome) {
-                Ok(outcome) => Attempt::Done(outcome),
-                Err(error) => Attempt::Lost(error.to_string()),
-            },
+            // A leader that fell silent says nothing of it.
+            _later = leadership.wait_for(|now| now.term > leader.term) => Attempt::Lost("a later term has begun".to_owned()),
         }
     }
 
     /// Proposes at this server, if it leads `term`. The leader stamps the time: members' clocks differ.
-    pub(crate) async fn propose_here(&self, term: u64, mut proposal: Proposal, limit: Duration) -> Here {
+    pub(crate) async fn propose_here(&self, term: u64, mut proposal: Proposal) -> Here {
         proposal.command = stamped(&proposal.command, self.clock().wall().as_millis());
         type Responder = ProgressResponder<TypeConfig, ClientWriteResult<TypeConfig>>;
         let (responder, result) = Responder::complete_only();
@@ -180,50 +170,55 @@ impl Group {
         if write.await.is_err() {
             return Here::Stopped;
         }
-        match timeout(self.clock().as_ref(), limit, result).await {
-            Err(elapsed) => Here::Unknown(elapsed.to_string()),
-            Ok(Err(_)) => Here::Stopped,
-            Ok(Ok(Ok(response))) => Here::Applied(response.log_id.index, response.data.0),
-            Ok(Ok(Err(ClientWriteError::ForwardToLeader(forward)))) => Here::Refused(format!("{:?}", forward.reason)),
-            Ok(Ok(Err(error @ ClientWriteError::LogEntryDiscarded(_)))) => Here::Unknown(error.to_string()),
-            Ok(Ok(Err(error))) => Here::Refused(error.to_string()),
+        match result.await {
+            Err(_) => Here::Stopped,
+            Ok(Ok(_)) => Here::Applied,
+            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Here::Refused(format!("{:?}", forward.reason)),
+            Ok(Err(error @ ClientWriteError::LogEntryDiscarded(_))) => Here::Unknown(error.to_string()),
+            Ok(Err(error)) => Here::Refused(error.to_string()),
         }
     }
 
-    /// Answers a member that forwards a write.
-    pub(crate) async fn propose_for(&self, request: pb::ProposeRequest) -> pb::ProposeReply {
-        use pb::propose_reply::{Done, Refused, Result as R, Unknown};
-        let result = match request.proposal {
-            None => R::Refused(Refused {
-                reason: "no proposal".to_owned(),
+    /// Proposes what other members forward; answers what must be said about it.
+    pub(crate) fn take_forwarded(
+        self: Arc<Self>,
+        requests: impl Stream<Item = pb::ForwardRequest> + Send + 'static,
+    ) -> impl Stream<Item = pb::ForwardReply> + Send + 'static {
+        requests
+            .flat_map(|request| futures::stream::iter(request.writes))
+            .map(move |write| {
+                let group = Arc::clone(&self);
+                async move { group.take_one(write).await }
+            })
+            .buffer_unordered(UNDER_WAY)
+            .filter_map(futures::future::ready)
+            .ready_chunks(MAX_VERDICTS)
+            .map(|verdicts| pb::ForwardReply { verdicts })
+    }
+
+    async fn take_one(&self, write: pb::Forwarded) -> Option<pb::Verdict> {
+        let pb::Forwarded { term, proposal } = write;
+        // Nobody waits for a write without a name.
+        let proposal = codec::proposal_from_pb(proposal?);
+        let sequence = proposal.id.sequence;
+        let verdict = match self.propose_here(term, proposal).await {
+            Here::Applied => return None,
+            Here::Refused(reason) => Word::Refused(Refused { reason }),
+            Here::Unknown(reason) => Word::Unknown(Unknown { reason }),
+            Here::Stopped => Word::Unknown(Unknown {
+                reason: "the leader is stopping".to_owned(),
             }),
-            Some(proposal) => {
-                let limit = self.settings().request_timeout;
-                match self
-                    .propose_here(request.term, codec::proposal_from_pb(proposal), limit)
-                    .await
-                {
-                    Here::Applied(index, outcome) => {
-                        let outcome = outcome.unwrap_or_default().encode_to_vec().into();
-                        R::Done(Done { index, outcome })
-                    }
-                    Here::Refused(reason) => R::Refused(Refused { reason }),
-                    Here::Unknown(reason) => R::Unknown(Unknown { reason }),
-                    Here::Stopped => R::Unknown(Unknown {
-                        reason: "the leader is stopping".to_owned(),
-                    }),
-                }
-            }
         };
-        pb::ProposeReply { result: Some(result) }
+        let verdict = Some(verdict);
+        Some(pb::Verdict { sequence, verdict })
     }
 }
 
 /// What a proposal at this server came to.
 #[derive(Debug)]
 pub(crate) enum Here {
-    /// Applied at this index; the outcome, unless its waiter is on this server and has it.
-    Applied(u64, Option<Outcome>),
+    /// Applied.
+    Applied,
     /// Not proposed.
     Refused(String),
     /// Proposed, fate unknown.
@@ -241,18 +236,6 @@ fn stamped(command: &Bytes, at_millis: i64) -> Bytes {
     }
     .encode_to_vec();
     [command.as_ref(), &stamp].concat().into()
-}
-
-/// Whether a call failed before anything of it was sent.
-pub(crate) fn never_left(status: &tonic::Status) -> bool {
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
 }
 
 #[cfg(test)]
@@ -278,12 +261,5 @@ mod tests {
             };
             assert_eq!(stamped, wanted);
         }
-    }
-
-    #[test]
-    fn only_a_failed_connection_is_known_not_to_have_sent() {
-        assert!(!never_left(&tonic::Status::unavailable("connection reset")));
-        let source: Box<dyn std::error::Error + Send + Sync> = Box::new(tonic::ConnectError("refused".into()));
-        assert!(never_left(&tonic::Status::from_error(source)));
     }
 }

@@ -27,8 +27,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-/// Calls under way on one connection: forwarded writes are one call each.
-const MAX_CALLS: u32 = 16_384;
+/// Calls under way on one connection: a few streams for each group, and reads of the index one at a time.
+const MAX_CALLS: u32 = 1_024;
 /// Handshakes under way.
 const MAX_HANDSHAKES: usize = 128;
 /// For a handshake.
@@ -69,6 +69,7 @@ fn append_reply(
 }
 
 type Replies = BoxStream<'static, Result<pb::AppendReply, Status>>;
+type Verdicts = BoxStream<'static, Result<pb::ForwardReply, Status>>;
 
 impl Service {
     /// For this server and its groups.
@@ -127,6 +128,22 @@ impl Service {
         Ok(results.map(|result| result.map(append_reply).map_err(stopped)).boxed())
     }
 
+    /// Answers to a stream of forwarded writes. The group is in its first message.
+    async fn verdicts(self, mut requests: Streaming<pb::ForwardRequest>) -> Result<Verdicts, Status> {
+        let Some(first) = requests.next().await else {
+            return Ok(futures::stream::empty().boxed());
+        };
+        let first = first?;
+        let number = first.group;
+        let group = self.group(number)?;
+        let requests = futures::stream::once(async { Ok(first) }).chain(requests);
+        // A stream that breaks or changes its group ends; the other side makes a new one.
+        let requests = requests.scan((), move |(), request: Result<pb::ForwardRequest, Status>| {
+            futures::future::ready(request.ok().filter(|request| request.group == number))
+        });
+        Ok(group.take_forwarded(requests).map(Ok).boxed())
+    }
+
     async fn receive_snapshot(&self, mut frames: Streaming<pb::SnapshotFrame>) -> Result<pb::SnapshotReply, Status> {
         use pb::snapshot_frame::Frame;
         let Some(Frame::Head(head)) = frames.message().await?.and_then(|frame| frame.frame) else {
@@ -183,6 +200,7 @@ async fn install(
 #[tonic::async_trait]
 impl Consensus for Service {
     type AppendStream = Replies;
+    type ForwardStream = Verdicts;
 
     async fn append(&self, request: Request<Streaming<pb::AppendRequest>>) -> Result<Response<Replies>, Status> {
         // The first request may come late (nothing to replicate yet), the answer's head must not.
@@ -234,10 +252,9 @@ impl Consensus for Service {
         Ok(Response::new(pb::TransferReply { refused }))
     }
 
-    async fn propose(&self, request: Request<pb::ProposeRequest>) -> Result<Response<pb::ProposeReply>, Status> {
-        let request = request.into_inner();
-        let group = self.group(request.group)?;
-        Ok(Response::new(group.propose_for(request).await))
+    async fn forward(&self, request: Request<Streaming<pb::ForwardRequest>>) -> Result<Response<Verdicts>, Status> {
+        let verdicts = self.clone().verdicts(request.into_inner()).try_flatten_stream();
+        Ok(Response::new(verdicts.boxed()))
     }
 
     async fn read_index(&self, request: Request<pb::ReadIndexRequest>) -> Result<Response<pb::ReadIndexReply>, Status> {
