@@ -143,11 +143,10 @@ impl Directory {
                 let message = format!("there are more than {MAX} {}", kind.plural);
                 return Err(Box::new(Status::new(Reason::InternalError, message)));
             }
-            let Some(last) = list.items.last().filter(|_| list.more) else {
+            let Some(next) = list.next_page(page) else {
                 return Ok(found);
             };
-            page.after = Some((last.namespace.clone(), last.name.clone()));
-            page.revision = list.revision;
+            page = next;
         }
     }
 }

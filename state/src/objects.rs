@@ -162,6 +162,18 @@ pub struct List {
     pub remaining: i64,
 }
 
+impl List {
+    /// What to ask for after this answer to `page`, at the same revision; none if nothing follows.
+    pub fn next_page(&self, page: Page) -> Option<Page> {
+        let last = self.items.last().filter(|_| self.more)?;
+        Some(Page {
+            after: Some((last.namespace.clone(), last.name.clone())),
+            revision: self.revision,
+            ..page
+        })
+    }
+}
+
 /// Why an access to objects failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ObjectError {

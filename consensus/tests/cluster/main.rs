@@ -6,15 +6,16 @@ mod forwarding;
 mod harness;
 mod membership;
 mod partitions;
+mod writers;
 
 use hanse_consensus::tls::Tls;
 use hanse_consensus::{Change, ConsensusError, GROUPS, GroupId, NodeId, Settings, Trust};
 use hanse_state::{Access, Store, StoreError, WatchItem, WatchRequest};
 use harness::{Cluster, SOON, access, eager_snapshots, get, leaf, put, wait_for};
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use writers::Writers;
 
 const TENANTS: GroupId = GroupId::TENANTS;
 
@@ -80,75 +81,6 @@ async fn one_server_is_a_cluster() {
     cluster.ready().await;
     for n in 0..20 {
         assert_eq!(cluster.get(1, &format!("k{n}")).await.unwrap().as_deref(), Some("v"));
-    }
-}
-
-/// Writers on given members: each writes fresh keys one after the other until told to stop.
-struct Writers {
-    stop: Arc<AtomicBool>,
-    acknowledged: Arc<Mutex<BTreeMap<String, i64>>>,
-    unknown: Arc<Mutex<BTreeSet<String>>>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
-}
-
-impl Writers {
-    fn start(cluster: &Cluster, members: &[NodeId]) -> Self {
-        let (stop, acknowledged, unknown) = (Arc::<AtomicBool>::default(), Arc::default(), Arc::default());
-        let mut this = Self {
-            stop,
-            acknowledged,
-            unknown,
-            tasks: Vec::new(),
-        };
-        for id in members {
-            for lane in 0..4 {
-                let store = cluster.store(*id, TENANTS);
-                let (stop, id) = (Arc::clone(&this.stop), *id);
-                let (acknowledged, unknown) = (Arc::clone(&this.acknowledged), Arc::clone(&this.unknown));
-                this.tasks.push(cluster.processes[&id].spawn(async move {
-                    for n in 0.. {
-                        if stop.load(Ordering::Relaxed) {
-                            return;
-                        }
-                        let key = format!("w{id}-{lane}-{n:06}");
-                        match store.txn(&access(), put(&key, "v")).await {
-                            Ok(answer) => {
-                                acknowledged
-                                    .lock()
-                                    .unwrap()
-                                    .insert(key, answer.header.unwrap().revision);
-                            }
-                            Err(error) if error.outcome_unknown() => {
-                                unknown.lock().unwrap().insert(key);
-                            }
-                            Err(error) => assert!(error.retryable(), "{error}"),
-                        }
-                    }
-                }));
-            }
-        }
-        this
-    }
-
-    fn count(&self) -> usize {
-        self.acknowledged.lock().unwrap().len()
-    }
-
-    async fn more(&self, than: usize) {
-        wait_for("acknowledged writes", || (self.count() > than).then_some(())).await;
-    }
-
-    /// Ends them; those of killed servers are gone already.
-    async fn finish(self) -> (BTreeMap<String, i64>, BTreeSet<String>) {
-        self.stop.store(true, Ordering::Relaxed);
-        for task in self.tasks {
-            if let Err(error) = task.await {
-                assert!(error.is_cancelled(), "a writer failed: {error}");
-            }
-        }
-        let acknowledged = self.acknowledged.lock().unwrap().clone();
-        let unknown = self.unknown.lock().unwrap().clone();
-        (acknowledged, unknown)
     }
 }
 

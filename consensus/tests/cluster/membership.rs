@@ -2,6 +2,7 @@
 
 use crate::TENANTS;
 use crate::harness::{Cluster, Link, SOON, access, eager_snapshots, get, put, wait_for};
+use crate::writers::Writers;
 use hanse_consensus::{Change, ConsensusError, GROUPS, GroupId, NodeId, Refusal, Roster, Settings};
 use hanse_state::Store;
 use std::collections::{BTreeMap, BTreeSet};
@@ -394,32 +395,8 @@ fn watch_reigns(cluster: &Cluster) -> Reigns {
 async fn members_change_while_servers_are_cut_off(seed: u64) {
     let cluster = linked_five().await;
     let reigns = watch_reigns(&cluster);
-    let (stop, acknowledged) = (
-        Arc::<AtomicBool>::default(),
-        Arc::<Mutex<BTreeMap<String, i64>>>::default(),
-    );
-    let mut lanes = Vec::new();
     // Two founders stay; writes go through them.
-    for id in [1, 2] {
-        let (store, stop, acknowledged) = (cluster.store(id, TENANTS), Arc::clone(&stop), Arc::clone(&acknowledged));
-        lanes.push(cluster.processes[&id].spawn(async move {
-            for n in 0.. {
-                if stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                let key = format!("w{id}-{n:06}");
-                match store.txn(&access(), put(&key, "v")).await {
-                    Ok(answer) => {
-                        acknowledged
-                            .lock()
-                            .unwrap()
-                            .insert(key, answer.header.unwrap().revision);
-                    }
-                    Err(error) => assert!(error.retryable() || error.outcome_unknown(), "{error}"),
-                }
-            }
-        }));
-    }
+    let writers = Writers::start(&cluster, &[1, 2]);
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut below = move |n: u64| {
         state = state
@@ -452,16 +429,8 @@ async fn members_change_while_servers_are_cut_off(seed: u64) {
         let (outcome, ()) = tokio::join!(asking, healing);
         println!("seed {seed}, round {round}: {victim} cut off, {asked:?}: {outcome:?}");
     }
-    let done = acknowledged.lock().unwrap().len();
-    wait_for("writes after all is healed", || {
-        (acknowledged.lock().unwrap().len() > done + 20).then_some(())
-    })
-    .await;
-    stop.store(true, Ordering::Relaxed);
-    for lane in lanes {
-        lane.await.unwrap();
-    }
-    let written = acknowledged.lock().unwrap().clone();
+    writers.more(writers.count() + 20).await;
+    let (written, _unknown) = writers.finish().await;
     let revisions: BTreeSet<i64> = written.values().copied().collect();
     assert_eq!(
         revisions.len(),

@@ -88,11 +88,10 @@ impl Backend {
                     return Err(Box::new(Status::new(Reason::Conflict, message)));
                 }
             }
-            let Some(last) = list.items.last().filter(|_| list.more) else {
+            let Some(next) = list.next_page(page) else {
                 return Ok(());
             };
-            page.after = Some((last.namespace.clone(), last.name.clone()));
-            page.revision = list.revision;
+            page = next;
         }
     }
 }

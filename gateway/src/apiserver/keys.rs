@@ -294,11 +294,10 @@ pub(super) async fn list_keys(backend: &Backend, principal: &Principal) -> Resul
                 Err(error) => tracing::error!(%error, name = stored.name, "a stored access key cannot be read"),
             }
         }
-        let Some(last) = list.items.last().filter(|_| list.more) else {
+        let Some(next) = list.next_page(page) else {
             break list.revision;
         };
-        page.after = Some((String::new(), last.name.clone()));
-        page.revision = list.revision;
+        page = next;
     };
     Ok(json!({
         "kind": "OwnedAccessKeyList", "apiVersion": "management.loft.sh/v1",

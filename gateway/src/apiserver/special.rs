@@ -410,11 +410,10 @@ async fn project_clusters(backend: &Backend, name: &str) -> Result<Value, Box<St
         for stored in list.items.iter().filter(|c| project.spec.allows_cluster(&c.name)) {
             clusters.push(Backend::parse(stored)?);
         }
-        let Some(last) = list.items.last().filter(|_| list.more) else {
+        let Some(next) = list.next_page(page) else {
             break;
         };
-        page.after = Some((String::new(), last.name.clone()));
-        page.revision = list.revision;
+        page = next;
     }
     Ok(json!({
         "kind": "ProjectClusters", "apiVersion": "management.loft.sh/v1", "metadata": { "name": name }, "clusters": clusters,
