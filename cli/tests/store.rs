@@ -6,10 +6,12 @@
 mod processes;
 
 use processes::{free_ports, tool, wait_until_ready};
+use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 use tempfile::TempDir;
 
 struct Cluster {
@@ -219,6 +221,33 @@ fn etcdctl_reads_and_writes() {
     assert_eq!(seen, ["PUT", "x", "yes"]);
     assert!(cluster.fails(&["user", "list"]).contains("Unimplemented"));
     assert!(cluster.dir.path().join("m0").exists());
+}
+
+/// Every task ends in its phase; one that does not costs each stop five seconds, and what it holds is not closed.
+#[test]
+fn a_store_that_is_told_to_stop_holds_nothing_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let ports = free_ports(2);
+    let [client, peer] = [0, 1].map(|n| format!("http://{}", ports[n]));
+    let mut store = Command::new(env!("CARGO_BIN_EXE_hanse"))
+        .args(["store", "--initial-cluster", &format!("default={peer}")])
+        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+        .env("ETCD_DATA_DIR", dir.path().join("data"))
+        .env_remove("HANSE_LOG")
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let said = || std::fs::read_to_string(&log).unwrap();
+    while !said().contains("ready to serve client requests") {
+        assert!(store.try_wait().unwrap().is_none(), "{}", said());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    kill_process(Pid::from_child(&store), Signal::TERM).unwrap();
+    let status = store.wait().unwrap();
+    assert!(status.success(), "{status}: {}", said());
+    assert!(!said().contains("overran"), "{}", said());
 }
 
 #[test]

@@ -425,7 +425,7 @@ impl Starting<'_> {
     }
 
     fn count_leaders(&self, groups: &BTreeMap<GroupId, Arc<Group>>, stores: &BTreeMap<GroupId, Arc<ReplicatedStore>>) {
-        let stop = self.supervisor.shutdown_token().phase(Phase::Consensus);
+        let stop = self.supervisor.shutdown_token().phase(TaskKind::BestEffort.phase());
         for (group, store) in groups.values().zip(stores.values()) {
             let count = Arc::clone(store.meters()).count_leaders(group.leadership.subscribe(), stop.clone());
             let name = format!("count of leaders of {}", group_name(group.id));

@@ -9,7 +9,7 @@ use hanse_state::engine::{
     Cf, Cursor, Engine, EngineError, LogWriter, MemoryEngine, Reader, SharedEngine, WriteBatch, WriterOptions,
 };
 use hanse_state::{Access, Store, StoreError, pb};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
 
@@ -94,6 +94,32 @@ async fn requests_share_syncs_and_are_answered_in_order() {
     assert!(engine.get(Cf::Log, &REQUESTS.to_be_bytes()).unwrap().is_some());
     assert_eq!(durable.await.unwrap(), Ok(()));
     tokio::task::spawn_blocking(move || writer.close()).await.unwrap();
+}
+
+/// A process that exits while the thread still closes RocksDB aborts, and says it failed.
+#[test]
+fn the_last_handle_takes_the_thread_and_its_engine_along() {
+    for round in 0..20_usize {
+        let engine: SharedEngine = Arc::new(MemoryEngine::new());
+        let writer = LogWriter::start(Arc::clone(&engine), WriterOptions::default()).unwrap();
+        let (other, wrote) = (writer.clone(), Arc::<AtomicUsize>::default());
+        let counted = Arc::clone(&wrote);
+        writer.submit_blocking(
+            batch(round),
+            Box::new(move |result| {
+                result.unwrap();
+                counted.fetch_add(1, Ordering::SeqCst);
+            }),
+        );
+        drop(other);
+        drop(writer);
+        assert_eq!(wrote.load(Ordering::SeqCst), 1, "what was queued is written first");
+        assert_eq!(
+            Arc::strong_count(&engine),
+            1,
+            "round {round}: the thread has the engine still"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -42,14 +42,36 @@ struct Request {
     done: Done,
 }
 
-/// Handle to the writer's thread. Dropping the last clone lets the thread finish its queue and end.
+/// Handle to the writer's thread. Dropping the last clone waits until the thread has finished its queue and ended.
 #[derive(Clone)]
 pub struct LogWriter {
     queue: mpsc::Sender<Request>,
     failed: Arc<Mutex<Option<EngineError>>>,
     engine: SharedEngine,
     meters: Arc<WriterMeters>,
-    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    // Last, because fields are dropped in order: who waits for the thread must have let go of the queue.
+    thread: Arc<Thread>,
+}
+
+/// The writer's thread, joined when the last handle goes: it holds the engine, and a process that exits while another thread closes
+/// RocksDB aborts in RocksDB's own destructors.
+struct Thread(Mutex<Option<JoinHandle<()>>>);
+
+impl Thread {
+    fn join(&self) {
+        let thread = self.0.lock().take();
+        // The last handle may be one that a callback held, on that very thread.
+        let other = thread.filter(|thread| thread.thread().id() != std::thread::current().id());
+        if other.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the log writer's thread panicked");
+        }
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.join();
+    }
 }
 
 impl std::fmt::Debug for LogWriter {
@@ -82,7 +104,7 @@ impl LogWriter {
             failed,
             engine,
             meters,
-            thread: Arc::new(Mutex::new(Some(thread))),
+            thread: Arc::new(Thread(Mutex::new(Some(thread)))),
         })
     }
 
@@ -144,10 +166,7 @@ impl LogWriter {
     pub fn close(self) {
         let Self { queue, thread, .. } = self;
         drop(queue);
-        let thread = thread.lock().take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the log writer's thread panicked");
-        }
+        thread.join();
     }
 
     fn why_stopped(&self) -> EngineError {
