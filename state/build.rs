@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/health.proto",
         "proto/lock.proto",
         "proto/election.proto",
+        "proto/backup.proto",
     ];
     for file in files {
         println!("cargo::rerun-if-changed={file}");

@@ -134,6 +134,15 @@ impl Load {
         Ok(())
     }
 
+    /// The names that were acknowledged so far.
+    pub fn acknowledged(&self) -> Vec<String> {
+        self.record()
+            .acknowledged
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
     /// Ends it; gives the names that were acknowledged.
     pub async fn stop(self) -> Result<Vec<String>> {
         self.stop.send_replace(true);

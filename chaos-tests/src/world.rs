@@ -79,6 +79,11 @@ impl World {
         self.dir().join("h")
     }
 
+    /// What clients use.
+    pub fn url(&self) -> String {
+        format!("https://127.{}.0.1:8443", self.block)
+    }
+
     /// Its kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.dir().join("kubeconfig")

@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::access_args::{AuthCommand, KeyCommand, MembersCommand, TeamCommand, UserCommand};
+use crate::backup_args::{BackupArgs, RestoreArgs};
 use crate::error::EXIT_CODES;
 use crate::output::Format;
 use clap::{Args, Parser, Subcommand};
@@ -249,6 +250,10 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: MembersCommand,
     },
+    /// Write everything that the system holds, or one tenant's key space, into a file, while it serves; for administrators
+    Backup(BackupArgs),
+    /// Fill the empty data directory of a server from a backup
+    Restore(RestoreArgs),
     /// Show regions, servers, agents and tenants
     Status {
         #[command(flatten)]

@@ -38,7 +38,8 @@ fn write_fresh(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
     file.sync_all()
 }
 
-fn sync_dir(path: &Path) -> Result<()> {
+/// Makes the folder of `path` durable, and with it the names in it.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) else {
         return Ok(());
     };

@@ -1,6 +1,6 @@
 //! `hanse`: the roles (server, agent, front door), the installation of one machine, and the verbs of its users.
 //!
-//! - [`args`], [`access_args`]: the command line. [`error`]: failures and exit codes. [`output`]: tables, documents, progress.
+//! - [`args`], [`access_args`], [`backup_args`]: the command line. [`error`]: failures and exit codes. [`output`]: tables, documents, progress.
 //! - [`client`]: HTTPS and the management API. [`logins`]: where the user is logged in. [`kubeconfig`]: contexts.
 //! - [`local`]: `up`, `down`, `kill`, `start`. [`front_door`]: the pass-through before the gateways of one machine.
 //! - [`verbs`]: the rest of what users do. [`role`]: the processes that this program can be; [`store`]: one of them, in
@@ -9,6 +9,7 @@
 mod access_args;
 mod app;
 mod args;
+mod backup_args;
 mod client;
 mod error;
 mod files;
@@ -28,7 +29,7 @@ use error::{Error, Result};
 use kubeconfig::Names;
 use local::{down, region, up};
 use std::process::ExitCode;
-use verbs::{auth, connect, create, key, list, login, people, status, version};
+use verbs::{auth, backup, connect, create, key, list, login, people, status, version};
 
 // A fifth of a busy store's time went into the C library's allocator. RocksDB's allocations come here as well.
 #[global_allocator]
@@ -55,6 +56,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Agent(process) => role::agent(&process),
         Command::Server(process) => role::server(&process),
         Command::Store { flags } => store::run(&flags, &app.output),
+        Command::Restore(args) => backup::restore(&app, &args),
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.map_err(|e| Error::failed(format!("cannot start: {e}")))?;
@@ -88,12 +90,14 @@ async fn verb(app: &App, command: Command) -> Result<()> {
         Command::User { command } => people::user(app, command).await,
         Command::Team { command } => people::team(app, command).await,
         Command::Members { command } => people::members(app, command).await,
+        Command::Backup(args) => backup::backup(app, &args).await,
         Command::Status { output } => status::status(app, output.output).await,
         Command::Version { output } => version::version(app, output.output).await,
         Command::Completion { .. }
         | Command::Config { .. }
         | Command::Server(_)
         | Command::Store { .. }
+        | Command::Restore(_)
         | Command::Agent(_)
         | Command::FrontDoor(_) => Err(Error::failed("this command is no verb")),
     }

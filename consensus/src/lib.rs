@@ -8,7 +8,8 @@
 //!   is another; [`read_index`] makes reads linearizable.
 //! - [`roster`]: which change of the members is allowed, and its steps; [`membership`] takes them, at the leaders;
 //!   [`admission`]: whether a server without data may take part; [`identity`]: who a server is.
-//! - [`log_store`], [`state_machine`], [`snapshot`]: what Raft keeps, on the server's one engine.
+//! - [`log_store`], [`state_machine`], [`snapshot`]: what Raft keeps, on the server's one engine; [`restore`]: where it begins
+//!   on content from a backup.
 //! - [`network`], [`service`], [`peer_stream`], [`tls`]: the two sides of the Raft port.
 //! - [`meters`]: what is counted.
 //! - [`codec`]: our own versioned records; openraft's serde forms are never stored or sent.
@@ -32,6 +33,7 @@ pub mod pending;
 pub mod propose;
 pub mod read_index;
 pub mod replicated_store;
+pub mod restore;
 pub mod roster;
 pub mod service;
 pub mod snapshot;

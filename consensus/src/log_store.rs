@@ -32,8 +32,8 @@ const MAX_READ_ENTRIES: u64 = 1024;
 /// Bytes of the newest entries that each group keeps in memory: at full load, what a follower or the machine may lag.
 const TAIL_BYTES: usize = 4 * 1024 * 1024;
 
-const VOTE: &[u8] = b"raft/vote";
-const PURGED: &[u8] = b"raft/purged";
+pub(crate) const VOTE: &[u8] = b"raft/vote";
+pub(crate) const PURGED: &[u8] = b"raft/purged";
 
 /// The log of one group. Clones are its readers.
 #[derive(Clone)]

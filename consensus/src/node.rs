@@ -362,6 +362,14 @@ impl Node {
         Ok(self.group(GroupId::COUNCIL)?.linearize().await?)
     }
 
+    /// The same, of every group.
+    pub async fn catch_up_all(&self) -> Result<(), ConsensusError> {
+        for group in self.inner.groups.values() {
+            group.linearize().await?;
+        }
+        Ok(())
+    }
+
     fn group(&self, group: GroupId) -> Result<&Group, ConsensusError> {
         let found = self.inner.groups.get(&group).map(Arc::as_ref);
         found.ok_or_else(|| raft_fault(group, "be found")("this version has no such group"))

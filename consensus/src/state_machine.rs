@@ -26,7 +26,7 @@ use tokio::sync::watch;
 /// Most entries in one batch.
 const MAX_BATCH: usize = 1024;
 /// Record that says: older log entries may be gone, a member without them needs a snapshot.
-const SNAPSHOT: &[u8] = b"raft/snapshot";
+pub(crate) const SNAPSHOT: &[u8] = b"raft/snapshot";
 
 type RaftSnapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotData>;
 

@@ -7,7 +7,7 @@
 //! - `authn`, `authz`: who asks, and whether he may; `directory`: teams and roles, kept at hand.
 //! - `kinds`, `apiserver`: the table of kinds, and the machinery around it.
 //! - `proxy`: requests for other API servers; the outgoing request is built anew from what is allowed.
-//! - `ops`: health, version, metrics.
+//! - `ops`: health, version, metrics; `backup`: everything that the store holds, for administrators.
 //!
 //! Nothing here is remembered between requests but counters: any server answers any request.
 
@@ -15,6 +15,7 @@ mod answer;
 mod apiserver;
 mod authn;
 mod authz;
+mod backup;
 mod body;
 mod directory;
 mod error;
@@ -32,7 +33,7 @@ mod router;
 pub use authn::{ACCESS_KEY_PREFIX, ENROLMENT_TOKEN_PREFIX, access_key, enrolment_token};
 pub use error::GatewayError;
 pub use listen::tls_config;
-pub use parts::{ClusterStatus, GatewayParts, Limits};
+pub use parts::{BackupOf, BackupStream, Backups, ClusterStatus, GatewayParts, Limits};
 
 use apiserver::backend::Backend;
 use authn::Authenticator;

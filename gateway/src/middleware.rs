@@ -18,7 +18,7 @@ use crate::proxy::{self, Proxied, Upstream};
 use crate::query::Query;
 use crate::rights::{Ending, OwnedTarget, Right};
 use crate::router::{Probe, Route, route};
-use crate::{Inner, answer, authz, ops};
+use crate::{Inner, answer, authz, backup, ops};
 use futures::FutureExt;
 use hanse_api::access::{Principal, Target};
 use hanse_api::status::{Reason, Status};
@@ -84,6 +84,7 @@ async fn admit(
     let (upstream, rest) = match route {
         Route::Health(_) | Route::Version => return public(&inner, &request, &route),
         Route::Metrics => return metrics(&inner, request.method(), &principal).await,
+        Route::Backup => return backup::serve(inner, &request.into_parts().0, identity, principal).await,
         Route::Management { rest } => return management(inner, request, &rest, identity, principal).await,
         Route::Unknown => return Err(apiserver::unknown()),
         Route::Tenant { project, name, rest } => (Upstream::Tenant { project, name }, rest),

@@ -1,11 +1,15 @@
 //! What the gateway needs from the rest of the server. `server/` fills it in; tests use stand-ins.
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
 use hanse_api::resources::Server;
+use hanse_runtime::BoxError;
 use hanse_runtime::clock::SharedClock;
 use hanse_runtime::rng::SharedRng;
 use hanse_runtime::supervisor::Supervisor;
 use hanse_runtime::telemetry::Metrics;
+use hanse_state::StoreError;
 use hanse_state::objects::Objects;
 use hanse_tunnel::AgentHub;
 use hanse_tunnel::assertion::Signer;
@@ -21,6 +25,26 @@ pub trait ClusterStatus: Send + Sync + 'static {
     /// Whether this server, lately started, waits for agents that others hold. It is not ready until then: a load balancer
     /// would send it requests for tenants that it cannot reach yet.
     fn awaits_agents(&self) -> bool;
+}
+
+/// What a backup is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackupOf {
+    /// All groups.
+    Everything,
+    /// The key space of the tenant with this id.
+    Tenant(String),
+}
+
+/// The bytes of a backup. An error, or an end without the file's last frame, means that it is worth nothing.
+pub type BackupStream = BoxStream<'static, Result<Bytes, BoxError>>;
+
+/// Makes backups.
+#[async_trait]
+pub trait Backups: Send + Sync + 'static {
+    /// Begins one that holds everything that was acknowledged before the call. [`StoreError::Overloaded`]: this server makes
+    /// as many as it may.
+    async fn take(&self, of: BackupOf) -> Result<BackupStream, StoreError>;
 }
 
 /// Bounds. The defaults are what an installation should have; tests make some smaller.
@@ -77,6 +101,8 @@ pub struct GatewayParts {
     pub rng: SharedRng,
     /// Live status of servers.
     pub cluster_status: Arc<dyn ClusterStatus>,
+    /// Makes backups.
+    pub backups: Arc<dyn Backups>,
     /// Where metrics are registered.
     pub metrics: Metrics,
     /// Runs connections and background tasks.

@@ -27,6 +27,7 @@ pub(crate) enum OwnedTarget {
     Cluster {
         name: String,
     },
+    Path(&'static str),
 }
 
 impl OwnedTarget {
@@ -46,6 +47,7 @@ impl OwnedTarget {
             },
             Self::Tenant { project, name } => Target::Tenant { project, name },
             Self::Cluster { name } => Target::Cluster { name },
+            Self::Path(path) => Target::Path(path),
         }
     }
 }

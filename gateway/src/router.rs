@@ -12,6 +12,8 @@ pub(crate) enum Route {
     Version,
     /// Metrics, for members of the admin group.
     Metrics,
+    /// A backup, for administrators.
+    Backup,
     /// The management API; `rest` is the path below it.
     Management { rest: String },
     /// The API of a tenant cluster.
@@ -47,6 +49,7 @@ impl Route {
             Self::Health(_) => "health",
             Self::Version => "version",
             Self::Metrics => "metrics",
+            Self::Backup => "backup",
             Self::Management { .. } => "management",
             Self::Tenant { .. } => "tenant",
             Self::Cluster { .. } => "cluster",
@@ -62,6 +65,7 @@ pub(crate) fn route(path: &str) -> Route {
         "/readyz" => return Route::Health(Probe::Ready),
         "/version" | "/version/" => return Route::Version,
         "/metrics" => return Route::Metrics,
+        "/backup" => return Route::Backup,
         _ => {}
     }
     let Some(below) = path.strip_prefix("/kubernetes/") else {
@@ -122,6 +126,7 @@ mod tests {
         };
         for (path, want) in [
             ("/healthz", Route::Health(Probe::Live)),
+            ("/backup", Route::Backup),
             ("/readyz", Route::Health(Probe::Ready)),
             ("/version", Route::Version),
             ("/metrics", Route::Metrics),
@@ -152,6 +157,7 @@ mod tests {
             "/Healthz",
             "/healthz/",
             "/metrics/x",
+            "/backup/",
             "/login",
             "/kubernetes/project/p/virtualcluster/..%2f..",
             "/kubernetes/project/P/virtualcluster/v",

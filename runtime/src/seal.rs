@@ -5,6 +5,7 @@
 
 use crate::rng::Rng;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::hmac;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +14,8 @@ use zeroize::Zeroizing;
 const VERSION: u8 = 1;
 /// Length of a key in bytes.
 pub const KEY_LEN: usize = 32;
+/// Length of [`Sealer::id`].
+pub const ID_LEN: usize = 16;
 
 /// Why something could not be sealed or opened. Says nothing about the content.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +49,7 @@ impl SealError {
 #[derive(Clone)]
 pub struct Sealer {
     key: Arc<LessSafeKey>,
+    id: [u8; ID_LEN],
 }
 
 impl fmt::Debug for Sealer {
@@ -58,9 +62,18 @@ impl Sealer {
     /// With the key in `bytes`.
     pub fn from_key(bytes: &[u8; KEY_LEN]) -> Result<Self, SealError> {
         let key = UnboundKey::new(&AES_256_GCM, bytes).map_err(|_| SealError::Seal)?;
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, bytes), b"hanse seal key id");
+        let mut id = [0; ID_LEN];
+        id.copy_from_slice(&tag.as_ref()[..ID_LEN]);
         Ok(Self {
             key: Arc::new(LessSafeKey::new(key)),
+            id,
         })
+    }
+
+    /// Tells this key from others without saying anything about it: a truncated HMAC of a fixed text.
+    pub const fn id(&self) -> [u8; ID_LEN] {
+        self.id
     }
 
     /// With the 32 raw bytes in the file at `path`.
@@ -132,6 +145,7 @@ mod tests {
         assert!(sealer.open(&sealed, b"tenant-2").is_err());
         let other = Sealer::from_key(&Sealer::generate(&rng)).unwrap();
         assert!(other.open(&sealed, b"tenant-1").is_err());
+        assert_ne!(other.id(), sealer.id());
         for i in 0..sealed.len() {
             let mut damaged = sealed.clone();
             damaged[i] ^= 1;

@@ -40,6 +40,18 @@ pub enum ServerError {
         #[source]
         source: hanse_runtime::BoxError,
     },
+    /// A backup is unfit.
+    #[error("{}", path.display())]
+    Backup {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: hanse_state::backup::BackupError,
+    },
+    /// A restore was refused.
+    #[error("{0}")]
+    Restore(String),
     /// A vital task failed while the server ran.
     #[error("the server stopped: {0}")]
     Task(String),
@@ -49,7 +61,7 @@ impl ServerError {
     /// Whether starting again without a change may help.
     pub const fn retryable(&self) -> bool {
         match self {
-            Self::Config(_) | Self::File { .. } => false,
+            Self::Config(_) | Self::File { .. } | Self::Backup { .. } | Self::Restore(_) => false,
             Self::Listen { .. } | Self::Part { .. } | Self::Task(_) => true,
         }
     }

@@ -3,7 +3,7 @@
 use crate::error::ServerError;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Reads a text file that anyone may read.
 pub fn read_public(what: &'static str, path: &Path) -> Result<String, ServerError> {
@@ -30,11 +30,19 @@ pub fn check_secret(what: &'static str, path: &Path) -> Result<(), ServerError> 
     ))
 }
 
+/// Where the engine lies in a data directory.
+pub fn store_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("store")
+}
+
 /// Holds the data directory: two servers on one directory would destroy it.
 #[derive(Debug)]
 pub struct DataDirLock {
     _file: File,
 }
+
+/// File in the data directory that is locked; no data.
+pub const LOCK_FILE: &str = "lock";
 
 /// Creates the data directory and takes its lock; the lock ends with the process.
 pub fn lock_data_dir(path: &Path) -> Result<DataDirLock, ServerError> {
@@ -44,7 +52,7 @@ pub fn lock_data_dir(path: &Path) -> Result<DataDirLock, ServerError> {
         .create(true)
         .truncate(false)
         .write(true)
-        .open(path.join("lock"));
+        .open(path.join(LOCK_FILE));
     let file = opened.map_err(|error| fault(what, path, format!("cannot be written: {error}")))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|error| {
         fault(

@@ -1,5 +1,6 @@
 //! Builds a server's parts in order, runs them until a signal or a fault, ends them in order.
 
+use crate::backup::LiveBackups;
 use crate::config::{MemberConfig, ServerConfig};
 use crate::error::ServerError;
 use crate::events::Events;
@@ -20,11 +21,12 @@ use hanse_runtime::seal::Sealer;
 use hanse_runtime::shutdown::Shutdown;
 use hanse_runtime::supervisor::{Supervisor, TaskKind, chain};
 use hanse_runtime::telemetry::{self, Metrics};
-use hanse_state::engine::{LogWriter, RocksEngine, RocksOptions, WriterOptions};
+use hanse_state::engine::{LogWriter, RocksEngine, RocksOptions, SharedEngine, WriterOptions};
 use hanse_state::objects::Objects;
 use hanse_tunnel::assertion::Signer;
 use hanse_tunnel::hub::{Hub, HubConfig, Parts};
 use hanse_tunnel::identity::Credentials;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -72,8 +74,8 @@ pub async fn run(path: &Path) -> Result<(), ServerError> {
     let gateway_listener = bind(config.gateway.listen, "the HTTPS gateway", "gateway.listen").await?;
     let raft_listener = bind(config.raft.listen, "Raft", "raft.listen").await?;
     let secrets = read_secrets(&config)?;
-    let node = start_node(&config, &machine, &secrets, raft_listener).await?;
-    let outcome = serve(&config, &machine, secrets, &node, gateway_listener).await;
+    let (node, engine) = start_node(&config, &machine, &secrets, raft_listener).await?;
+    let outcome = serve(&config, &machine, secrets, (&node, engine), gateway_listener).await;
     // Consensus hands leadership over by itself when its phase comes.
     machine.supervisor.shut_down(PHASE_LIMIT).await;
     tracing::info!("stopped");
@@ -112,31 +114,23 @@ async fn start_node(
     machine: &Machine,
     secrets: &Secrets,
     listener: TcpListener,
-) -> Result<Node, ServerError> {
+) -> Result<(Node, SharedEngine), ServerError> {
     let fault = |error| ServerError::part("the store", error);
-    let engine = RocksEngine::open(&config.data_dir.join("store"), &RocksOptions::default()).map_err(fault)?;
-    let writer = LogWriter::start(Arc::new(engine), WriterOptions::default()).map_err(fault)?;
-    let member = |m: &MemberConfig| {
-        (
-            m.id,
-            Member {
-                name: m.name.clone(),
-                address: m.raft.clone(),
-            },
-        )
-    };
+    let engine = RocksEngine::open(&files::store_dir(&config.data_dir), &RocksOptions::default()).map_err(fault)?;
+    let engine: SharedEngine = Arc::new(engine);
+    let writer = LogWriter::start(Arc::clone(&engine), WriterOptions::default()).map_err(fault)?;
     let node_config = NodeConfig {
         id: config.id,
         name: config.name.clone(),
         listen: config.raft.listen.to_string(),
-        addresses: std::collections::BTreeMap::new(),
+        addresses: BTreeMap::new(),
         data_dir: config.data_dir.join("raft"),
         tls: TlsPem {
             ca: secrets.ca_pem.clone(),
             cert: secrets.cert_pem.clone(),
             key: secrets.key_pem.clone(),
         },
-        members: config.members.iter().map(member).collect(),
+        members: founders(config),
         settings: Settings {
             heartbeat: Duration::from_millis(config.raft.heartbeat_ms),
             election_min: Duration::from_millis(config.raft.election_ms),
@@ -152,16 +146,25 @@ async fn start_node(
         rng: Arc::clone(&machine.rng),
         listener: Some(listener),
     };
-    Node::start(node_config, parts)
-        .await
-        .map_err(|error| ServerError::part("consensus", error))
+    let node = Node::start(node_config, parts).await;
+    let node = node.map_err(|error| ServerError::part("consensus", error))?;
+    Ok((node, engine))
+}
+
+/// The servers that the system starts with, as consensus knows them.
+pub(crate) fn founders(config: &ServerConfig) -> BTreeMap<u64, Member> {
+    let member = |m: &MemberConfig| Member {
+        name: m.name.clone(),
+        address: m.raft.clone(),
+    };
+    config.members.iter().map(|m| (m.id, member(m))).collect()
 }
 
 async fn serve(
     config: &ServerConfig,
     machine: &Machine,
     secrets: Secrets,
-    node: &Node,
+    (node, engine): (&Node, SharedEngine),
     gateway_listener: TcpListener,
 ) -> Result<(), ServerError> {
     let part = |name| move |error: hanse_tunnel::TunnelError| ServerError::part(name, error);
@@ -199,6 +202,7 @@ async fn serve(
             objects: objects.clone(),
             agents_here: await_agents(node, Arc::clone(&hub) as _, &machine.clock, &machine.supervisor),
         }),
+        backups: Arc::new(LiveBackups::new(node, engine, &machine.clock, &secrets.sealer)),
         metrics: machine.metrics.clone(),
         supervisor: machine.supervisor.clone(),
         ca_sha256,

@@ -6,10 +6,12 @@
 //! - [`engine`]: bytes on disk, and the one thread that makes them durable.
 //! - [`local`]: the store in one process, without replication.
 //! - [`etcd`]: the etcd v3 API on top of any store.
+//! - [`backup`]: what a store holds, as a file of its own format, and back.
 //! - [`bolt`]: files in the format of etcd's database, for snapshots that leave this store.
 //! - [`meters`]: what a store counts of itself.
 //! - [`keys`]: the only place that builds keys.
 
+pub mod backup;
 pub mod bolt;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;

@@ -28,6 +28,11 @@ mod generated {
         }
     }
     pub mod hanse {
+        pub mod backup {
+            pub mod v1 {
+                tonic::include_proto!("hanse.backup.v1");
+            }
+        }
         pub mod state {
             pub mod v1 {
                 tonic::include_proto!("hanse.state.v1");
@@ -40,6 +45,8 @@ pub use command::{Command, Outcome};
 pub use generated::etcdserverpb::*;
 /// gRPC's health check.
 pub use generated::grpc::health::v1 as health;
+/// What a backup file holds.
+pub use generated::hanse::backup::v1 as backup;
 /// What goes through a group's log, and what it answers.
 pub use generated::hanse::state::v1 as command;
 pub use generated::mvccpb::{Event, KeyValue, event};

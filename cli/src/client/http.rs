@@ -24,6 +24,14 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// For the whole exchange.
 const EXCHANGE_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long a streamed answer may bring nothing.
+const STALL_LIMIT: Duration = Duration::from_secs(90);
+/// Largest refusal that is read.
+const REFUSAL_MAX: usize = 1024 * 1024;
+
+/// Takes a streamed answer, piece by piece.
+pub(crate) type Sink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
+
 /// How far an exchange came before it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -241,6 +249,56 @@ impl Http {
             biased;
             reply = &mut answer => reply,
             // The connection ended; what it had received is still in the answer's hands.
+            _ended = connection => answer.await,
+        }
+    }
+
+    /// Makes a request whose answer goes to `sink` piece by piece, without repeats. An answer that breaks off is a failure; one
+    /// that is no success is handed back.
+    pub(crate) async fn download(&self, call: &Call, sink: &mut Sink<'_>) -> Result<Option<Reply>> {
+        let connection = clock::timeout(&*self.clock, CONNECT_LIMIT, self.connect()).await;
+        let connection = connection.unwrap_or_else(|late| {
+            Err(Fault {
+                stage: Stage::Connect,
+                why: late.to_string(),
+            })
+        });
+        let connection = connection.map_err(|fault| self.explain(&fault))?;
+        let broken = |why: String| {
+            let message = format!("{} broke the answer off: {why}", self.base);
+            Error::new(Kind::Unreachable, message).hint("try again; `hanse status` shows which regions answer")
+        };
+        let request = self.request(call).map_err(|fault| self.explain(&fault))?;
+        let shaken = http1::handshake(TokioIo::new(connection)).await;
+        let (mut sender, connection) = shaken.map_err(|e| broken(chain(&e)))?;
+        let answer = async move {
+            let sent = clock::timeout(&*self.clock, STALL_LIMIT, sender.send_request(request)).await;
+            let response = sent.map_err(|late| broken(late.to_string()))?;
+            let mut response = response.map_err(|e| broken(chain(&e)))?;
+            if !response.status().is_success() {
+                let status = response.status();
+                let body = Limited::new(response.into_body(), REFUSAL_MAX).collect().await;
+                let body = body.map_err(|e| broken(chain(e.as_ref())))?.to_bytes();
+                return Ok(Some(Reply { status, body }));
+            }
+            loop {
+                let frame = clock::timeout(&*self.clock, STALL_LIMIT, response.frame()).await;
+                match frame.map_err(|late| broken(late.to_string()))? {
+                    None => return Ok(None),
+                    Some(frame) => {
+                        let frame = frame.map_err(|e| broken(chain(&e)))?;
+                        if let Ok(piece) = frame.into_data() {
+                            sink(&piece)?;
+                        }
+                    }
+                }
+            }
+        };
+        let mut answer = std::pin::pin!(answer);
+        let connection = std::pin::pin!(connection);
+        tokio::select! {
+            biased;
+            done = &mut answer => done,
             _ended = connection => answer.await,
         }
     }

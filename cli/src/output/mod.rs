@@ -2,6 +2,7 @@
 
 pub(crate) mod document;
 pub(crate) mod progress;
+pub(crate) mod secret;
 pub(crate) mod style;
 pub(crate) mod table;
 

@@ -9,14 +9,12 @@ use crate::kubeconfig::entries;
 use crate::kubeconfig::store::Store;
 use crate::local::installation::Installation;
 use crate::logins::{Login, Logins};
+use crate::output::secret;
 use hanse_api::kinds::PROJECTS;
 use serde_json::Value;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, IsTerminal as _, Read as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::Path;
-
-/// Longest access key that is read.
-const KEY_MAX: u64 = 4096;
+use zeroize::Zeroizing;
 
 /// How `login` is wanted.
 #[derive(Clone, Copy, Debug)]
@@ -81,12 +79,13 @@ async fn check(management: &Management) -> Result<()> {
 }
 
 fn read_key(file: Option<&Path>, local: Option<&Installation>) -> Result<String> {
+    let stdin = || secret::from_stdin("the access key");
     let text = match (file, local) {
-        (Some(path), _) if path == Path::new("-") => read_stdin()?,
-        (Some(path), _) => files::read_required(path)?,
-        (None, Some(installation)) => installation.admin_key()?,
-        (None, None) if std::io::stdin().is_terminal() => prompt()?,
-        (None, None) => read_stdin()?,
+        (Some(path), _) if path == Path::new("-") => stdin()?,
+        (Some(path), _) => files::read_required(path).map(Zeroizing::new)?,
+        (None, Some(installation)) => installation.admin_key().map(Zeroizing::new)?,
+        (None, None) if std::io::stdin().is_terminal() => secret::prompt("Access key")?,
+        (None, None) => stdin()?,
     };
     let key = text.trim();
     if key.is_empty() {
@@ -94,32 +93,6 @@ fn read_key(file: Option<&Path>, local: Option<&Installation>) -> Result<String>
             .hint("give it in a file with --access-key-file FILE, or on standard input"));
     }
     Ok(key.to_owned())
-}
-
-fn read_stdin() -> Result<String> {
-    let mut text = String::new();
-    let read = std::io::stdin().lock().take(KEY_MAX).read_to_string(&mut text);
-    read.map_err(|e| Error::failed(format!("cannot read the access key from standard input: {e}")))?;
-    Ok(text)
-}
-
-/// Asks on the terminal, without echo.
-fn prompt() -> Result<String> {
-    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-    let fault = |e: std::io::Error| Error::failed(format!("cannot ask on the terminal: {e}"));
-    let mut terminal = File::options().read(true).write(true).open("/dev/tty").map_err(fault)?;
-    let before = tcgetattr(&terminal).map_err(|e| fault(e.into()))?;
-    let mut silent = before.clone();
-    silent.local_modes.remove(LocalModes::ECHO);
-    write!(terminal, "Access key: ").map_err(fault)?;
-    tcsetattr(&terminal, OptionalActions::Flush, &silent).map_err(|e| fault(e.into()))?;
-    let mut line = String::new();
-    let input = terminal.try_clone().map_err(fault)?;
-    let read = BufReader::new(input.take(KEY_MAX)).read_line(&mut line);
-    tcsetattr(&terminal, OptionalActions::Now, &before).map_err(|e| fault(e.into()))?;
-    writeln!(terminal).map_err(fault)?;
-    read.map_err(fault)?;
-    Ok(line)
 }
 
 /// `logout`.

@@ -1,6 +1,7 @@
 //! What users do: one file per verb or pair of verbs.
 
 pub(crate) mod auth;
+pub(crate) mod backup;
 pub(crate) mod connect;
 pub(crate) mod create;
 pub(crate) mod key;

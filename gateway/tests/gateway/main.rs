@@ -9,6 +9,7 @@
 
 mod access;
 mod attacks;
+mod backup;
 mod fields;
 mod kubectl;
 mod objects;

@@ -4,7 +4,9 @@ use bytes::Bytes;
 use hanse_api::access::GROUP_ADMINS;
 use hanse_api::kinds::{ACCESS_KEYS, CLUSTERS, KindName, PROJECTS, TENANT_STORES, USERS, VIRTUAL_CLUSTER_INSTANCES};
 use hanse_api::resources::Server;
-use hanse_gateway::{ClusterStatus, Gateway, GatewayParts, Limits, access_key, tls_config};
+use hanse_gateway::{
+    BackupOf, BackupStream, Backups, ClusterStatus, Gateway, GatewayParts, Limits, access_key, tls_config,
+};
 use hanse_runtime::clock::{SharedClock, SystemClock};
 use hanse_runtime::pki::{LeafSpec, load_certs, load_key, sha256_hex};
 use hanse_runtime::rng::SystemRng;
@@ -12,7 +14,7 @@ use hanse_runtime::supervisor::{Supervisor, TaskKind};
 use hanse_runtime::telemetry::Metrics;
 use hanse_state::engine::{LogWriter, MemoryEngine, WriterOptions};
 use hanse_state::objects::{ObjectKey, Objects, Op};
-use hanse_state::{GroupId, LocalParts, LocalStore};
+use hanse_state::{GroupId, LocalParts, LocalStore, StoreError};
 use hanse_tunnel::assertion::{Expected, Signer, Verified, Verifier};
 use hanse_tunnel::testing::{LoopbackHub, TestPki};
 use hanse_tunnel::{AgentEvents, RequestHead, Upgraded};
@@ -53,6 +55,16 @@ impl ClusterStatus for NoServers {
 
     fn awaits_agents(&self) -> bool {
         self.awaits_agents.load(Ordering::SeqCst)
+    }
+}
+
+/// Nothing to back up.
+pub struct NoBackups;
+
+#[async_trait::async_trait]
+impl Backups for NoBackups {
+    async fn take(&self, _of: BackupOf) -> Result<BackupStream, StoreError> {
+        Err(StoreError::NoLeader)
     }
 }
 
@@ -203,6 +215,7 @@ impl World {
             clock,
             rng,
             cluster_status: Arc::new(NoServers::default()),
+            backups: Arc::new(NoBackups),
             metrics: Metrics::default(),
             supervisor: supervisor.clone(),
             ca_sha256: "c".repeat(64),

@@ -9,12 +9,20 @@ use crate::store::{Access, SpaceHash};
 use bytes::Bytes;
 
 /// FNV-1a: stable over versions and machines, and no secret depends on it.
-struct Fnv(u64);
+pub(crate) struct Fnv(u64);
 
 const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 
 impl Fnv {
-    fn add(&mut self, bytes: &[u8]) {
+    pub(crate) const fn new() -> Self {
+        Self(OFFSET)
+    }
+
+    pub(crate) const fn value(&self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
@@ -24,7 +32,8 @@ impl Fnv {
         self.add(&number.to_be_bytes());
     }
 
-    fn version(&mut self, key: &[u8], version: &Version, value: &[u8]) {
+    /// Adds one version of a key. The sum of a space takes its keys in ascending order.
+    pub(crate) fn version(&mut self, key: &[u8], version: &Version, value: &[u8]) {
         self.number(i64::try_from(key.len()).unwrap_or(i64::MAX));
         self.add(key);
         for number in [version.modified, version.created, version.version, version.lease] {
@@ -53,7 +62,7 @@ impl Machine {
             revision,
             floor,
         };
-        let mut sum = Fnv(OFFSET);
+        let mut sum = Fnv::new();
         for (key, version) in versions {
             match view.value(&key, &version)? {
                 Some(value) => sum.version(&key, &version, &value),
@@ -62,7 +71,7 @@ impl Machine {
             }
         }
         Ok(SpaceHash {
-            hash: sum.0,
+            hash: sum.value(),
             revision,
             floor,
         })
@@ -105,14 +114,14 @@ impl Machine {
 
 /// None: a version was compacted away meanwhile.
 fn sum_of(view: &View<'_>, hits: &[(Bytes, Version)]) -> Result<Option<u64>, StoreError> {
-    let mut sum = Fnv(OFFSET);
+    let mut sum = Fnv::new();
     for (key, version) in hits {
         let Some(value) = view.value(key, version)? else {
             return Ok(None);
         };
         sum.version(key, version, &value);
     }
-    Ok(Some(sum.0))
+    Ok(Some(sum.value()))
 }
 
 fn collect(space: &Space, floor: i64, revision: i64) -> Vec<(Bytes, Version)> {

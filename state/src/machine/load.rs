@@ -13,7 +13,7 @@ use std::sync::Arc;
 type Spaces = BTreeMap<KeySpace, Arc<Space>>;
 
 /// Revision of a store in which nothing was ever written; etcd's.
-const FIRST_REVISION: i64 = 1;
+pub(crate) const FIRST_REVISION: i64 = 1;
 
 /// Reads the state of a group.
 pub(crate) fn load(group: GroupId, engine: &dyn Reader) -> Result<(StateRecord, Spaces), StoreError> {

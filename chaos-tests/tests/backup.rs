@@ -1,0 +1,248 @@
+//! A backup that is taken while clients write, and the loss of everything: the system that is restored from it holds what was
+//! acknowledged before the backup began, tenants included, and damaged files make no system at all.
+
+#![allow(missing_docs, reason = "test code")]
+
+use anyhow::{Context as _, Result, bail, ensure};
+use futures::FutureExt as _;
+use hanse_chaos_tests::load::{Outcome, none_missing};
+use hanse_chaos_tests::{Load, World};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Api, ListParams, PostParams};
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const REGIONS: [&str; 3] = ["eu", "us", "ap"];
+/// Acknowledgements before the backup begins, and again before the system is lost.
+const SOME: usize = 20;
+/// For tenants to be back after a restore, on a slow machine.
+const LIMIT: Duration = Duration::from_secs(180);
+
+fn config_maps(client: &kube::Client, prefix: &str) -> Load {
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
+    let write = move |name: String| {
+        let api = api.clone();
+        async move {
+            let mut object = ConfigMap::default();
+            object.metadata.name = Some(name);
+            match api.create(&PostParams::default(), &object).await {
+                Ok(_) => Outcome::Done,
+                Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Outcome::Exists,
+                Err(error) => Outcome::Failed(error.to_string()),
+            }
+        }
+        .boxed()
+    };
+    Load::start("tenant writes", prefix, Box::new(write))
+}
+
+/// Paths of a test as arguments.
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap_or_default()
+}
+
+struct Files {
+    plain: PathBuf,
+    sealed: PathBuf,
+    phrase: PathBuf,
+}
+
+impl Files {
+    fn in_dir(dir: &Path) -> Result<Self> {
+        let phrase = dir.join("phrase");
+        fs::write(&phrase, "correct horse battery staple\n")?;
+        fs::set_permissions(&phrase, fs::Permissions::from_mode(0o600))?;
+        Ok(Self {
+            plain: dir.join("plain.backup"),
+            sealed: dir.join("sealed.backup"),
+            phrase,
+        })
+    }
+}
+
+fn hanse_json(world: &World, args: &[&str]) -> Result<Value> {
+    let output = world.hanse(&[args, &["-o", "json"]].concat())?;
+    serde_json::from_str(&output).with_context(|| format!("read {output:?}"))
+}
+
+/// What `hanse restore` says when it must refuse; nothing may be left in the data directory.
+fn refused(world: &World, file: &Path, phrase: Option<&Path>, says: &str) -> Result<()> {
+    let config = world.region("eu").join("server.toml");
+    let mut args = vec!["restore", text(file), "--config", text(&config)];
+    if let Some(phrase) = phrase {
+        args.extend(["--passphrase-file", text(phrase)]);
+    }
+    let fault = match world.hanse(&args) {
+        Ok(said) => bail!("{} was restored: {said}", file.display()),
+        Err(fault) => format!("{fault:#}"),
+    };
+    ensure!(fault.contains(says), "{says:?} is not in {fault:?}");
+    let left: Vec<_> = fs::read_dir(world.region("eu").join("server"))?.collect::<std::io::Result<_>>()?;
+    let left: Vec<_> = left
+        .iter()
+        .map(|e| e.file_name())
+        .filter(|name| name != "lock")
+        .collect();
+    ensure!(left.is_empty(), "the refused restore left {left:?}");
+    Ok(())
+}
+
+/// A copy of `file` in which `change` was done.
+fn changed(file: &Path, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> Result<PathBuf> {
+    let mut bytes = fs::read(file)?;
+    change(&mut bytes);
+    let path = file.with_file_name(name);
+    fs::write(&path, bytes)?;
+    Ok(path)
+}
+
+fn damaged_files_make_no_system(world: &World, files: &Files) -> Result<()> {
+    let flip = |bytes: &mut Vec<u8>| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 4;
+    };
+    let cut = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() * 2 / 3);
+    refused(world, &changed(&files.plain, "flipped", flip)?, None, "damaged")?;
+    refused(world, &changed(&files.plain, "cut", cut)?, None, "cut short")?;
+    let phrase = Some(files.phrase.as_path());
+    refused(
+        world,
+        &changed(&files.sealed, "flipped-sealed", flip)?,
+        phrase,
+        "damaged",
+    )?;
+    refused(world, &changed(&files.sealed, "cut-sealed", cut)?, phrase, "cut short")?;
+    let wrong = files.phrase.with_file_name("wrong");
+    fs::write(&wrong, "another horse altogether\n")?;
+    fs::set_permissions(&wrong, fs::Permissions::from_mode(0o600))?;
+    refused(world, &files.sealed, Some(&wrong), "passphrase is not the one")
+}
+
+/// Loses all servers with their data, while agents and tenants go on, and restores the backup on each.
+fn lose_and_restore(world: &World, files: &Files, expected: &Value) -> Result<()> {
+    for region in REGIONS {
+        world.process("server", region)?.kill()?;
+        fs::remove_dir_all(world.region(region).join("server"))?;
+        fs::create_dir(world.region(region).join("server"))?;
+    }
+    damaged_files_make_no_system(world, files)?;
+    for region in REGIONS {
+        let config = world.region(region).join("server.toml");
+        let args = ["restore", text(&files.sealed), "--config", text(&config)];
+        let phrase = ["--passphrase-file", text(&files.phrase)];
+        let restored = hanse_json(world, &[args.as_slice(), &phrase].concat())?;
+        ensure!(restored["hash"] == expected["hash"], "{restored} is not {expected}");
+    }
+    let config = world.region("eu").join("server.toml");
+    let again = world.hanse(&["restore", text(&files.plain), "--config", text(&config)]);
+    let fault = again.err().context("a full directory was filled again")?;
+    ensure!(format!("{fault:#}").contains("holds data"), "{fault:#}");
+    world.go_on().map(|_| ())
+}
+
+/// A user who is no administrator gets no backup, and no file.
+fn only_administrators(world: &World, dir: &Path) -> Result<()> {
+    world.hanse(&["user", "create", "ann"])?;
+    world.hanse(&[
+        "members",
+        "add",
+        "--user",
+        "ann",
+        "--role",
+        "admin",
+        "--project",
+        "default",
+    ])?;
+    let made = hanse_json(world, &["key", "create", "laptop", "--user", "ann"])?;
+    let key = made.pointer("/spec/key").and_then(Value::as_str).context("a key")?;
+    let file = dir.join("ann.backup");
+    let key_file = dir.join("ann.key");
+    fs::write(&key_file, key)?;
+    let mut command = world.hanse_command();
+    command.env("HANSE_CONFIG", dir.join("ann-login.toml"));
+    let ca = world.home().join("pki/ca.pem");
+    let url = world.url();
+    let args = [
+        "login",
+        &url,
+        "--ca-file",
+        text(&ca),
+        "--access-key-file",
+        text(&key_file),
+    ];
+    ensure!(command.args(args).output()?.status.success(), "ann cannot log in");
+    let mut command = world.hanse_command();
+    command.env("HANSE_CONFIG", dir.join("ann-login.toml"));
+    let output = command.args(["backup", text(&file)]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        output.status.code() == Some(4) && said.contains("cannot get path"),
+        "{said}"
+    );
+    let left = fs::read_dir(dir)?
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().contains("ann.backup"));
+    ensure!(left.count() == 0, "a refused backup left a file");
+    Ok(())
+}
+
+/// Config maps as the tenant's API has them once it holds those of `wanted` and not `unwanted`: its API server lived through
+/// the loss and must not go on with what it remembers.
+async fn list_restored(world: &World, context: &str, wanted: &str, unwanted: &str) -> Result<Vec<String>> {
+    let api: Api<ConfigMap> = Api::namespaced(world.client(context).await?, "default");
+    let begun = Instant::now();
+    loop {
+        let why = match api.list(&ListParams::default()).await {
+            Ok(list) => {
+                let names: Vec<String> = list.items.into_iter().filter_map(|o| o.metadata.name).collect();
+                let has = |name: &str| names.iter().any(|n| n == name);
+                if has(wanted) && !has(unwanted) {
+                    println!("the tenant shows the restored state after {:.1?}", begun.elapsed());
+                    return Ok(names);
+                }
+                format!("{wanted}: {}, {unwanted}: {}", has(wanted), has(unwanted))
+            }
+            Err(error) => error.to_string(),
+        };
+        ensure!(begun.elapsed() < LIMIT, "the tenant is not what was restored: {why}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_system_comes_back_from_a_backup_taken_under_load() -> Result<()> {
+    let world = Arc::new(World::up(32)?);
+    let context = world.tenant("work", "us")?;
+    let dir = tempfile::tempdir()?;
+    let files = Files::in_dir(dir.path())?;
+    only_administrators(&world, dir.path())?;
+    let mut writes = config_maps(&world.client(&context).await?, "w");
+    writes.more(SOME).await?;
+    let before = writes.acknowledged();
+    let place = Arc::clone(&world);
+    let (sealed, phrase) = (files.sealed.clone(), files.phrase.clone());
+    let taken = tokio::task::spawn_blocking(move || {
+        hanse_json(&place, &["backup", text(&sealed), "--passphrase-file", text(&phrase)])
+    });
+    let taken = taken.await??;
+    writes.more(SOME).await?;
+    let all = writes.stop().await?;
+    world.hanse(&["backup", text(&files.plain)])?;
+    let again = world.hanse(&["backup", text(&files.plain)]);
+    ensure!(again.is_err(), "a backup took the place of another");
+    let part = hanse_json(&world, &["backup", text(&dir.path().join("work")), "--tenant", "work"])?;
+    ensure!(part["spaces"].as_array().is_some_and(|s| s.len() == 1), "{part}");
+
+    lose_and_restore(&world, &files, &taken)?;
+    let (first, last) = (before.first().context("a write")?, all.last().context("a write")?);
+    let found = list_restored(&world, &context, first, last).await?;
+    none_missing("writes acknowledged before the backup", &before, &found)?;
+    let mut more = config_maps(&world.client(&context).await?, "after");
+    more.more(SOME).await.context("the restored system takes writes")?;
+    more.stop().await?;
+    Arc::into_inner(world).context("the world is still in use")?.finish()
+}

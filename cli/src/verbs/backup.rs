@@ -1,0 +1,291 @@
+//! `backup` and `restore`: everything that the store holds, into a file and back (docs/design/0011-backup.md).
+//!
+//! A passphrase stays on this machine: the file is encrypted here, not by the server.
+
+use super::print_document;
+use crate::app::App;
+use crate::backup_args::{BackupArgs, PassphraseArgs, RestoreArgs};
+use crate::client::http::Call;
+use crate::client::management::refusal;
+use crate::error::{Error, Kind, Result};
+use crate::files;
+use crate::output::progress::Step;
+use crate::output::table::Table;
+use crate::output::{Format, Output, secret};
+use hanse_api::name::check_label;
+use hanse_runtime::supervisor::chain;
+use hanse_server::ServerError;
+use hanse_server::backup_file::{BackupError, Passphrase, SealedWriter, SpaceSummary, Summary};
+use hanse_server::restore;
+use serde_json::{Value, json};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// Between two words about the progress, in bytes.
+const STRIDE: u64 = 1 << 20;
+
+/// `backup FILE`.
+pub(crate) async fn backup(app: &App, args: &BackupArgs) -> Result<()> {
+    if args.file.exists() {
+        return Err(exists(&args.file));
+    }
+    let passphrase = if args.encrypt || args.passphrase.passphrase_file.is_some() {
+        Some(passphrase(&args.passphrase, true)?)
+    } else {
+        None
+    };
+    let mut part = Part::create(&args.file)?;
+    let sink = part.sink(app, passphrase.as_ref())?;
+    receive(app, &call(args)?, sink, &args.file).await?;
+    part.sync()?;
+    // What counts is what is on the disk: it is read back before it gets its name.
+    let mut step = Step::start(app.output, &app.clock, "check");
+    let summary = restore::verify(&part.path, passphrase.as_ref()).map_err(unfit)?;
+    step.say(&format!("hash {:016x}", summary.hash()));
+    part.keep(&args.file)?;
+    step.done("whole, read back from the disk");
+    if passphrase.is_none() {
+        app.output.note(&format!(
+            "{} is not encrypted and holds everything that the store knows: keep it safe, or use --encrypt",
+            args.file.display()
+        ));
+    }
+    show(&app.output, args.output.output, &args.file, &summary)
+}
+
+/// `restore FILE`.
+pub(crate) fn restore(app: &App, args: &RestoreArgs) -> Result<()> {
+    let passphrase = match &args.passphrase.passphrase_file {
+        Some(_) => Some(passphrase(&args.passphrase, false)?),
+        None if is_sealed(&args.file)? => Some(passphrase(&args.passphrase, false)?),
+        None => None,
+    };
+    let Some(config) = &args.config else {
+        let summary = restore::verify(&args.file, passphrase.as_ref()).map_err(unfit)?;
+        return show(&app.output, args.output.output, &args.file, &summary);
+    };
+    let step = Step::start(app.output, &app.clock, "restore");
+    let restored = restore::restore(config, &args.file, passphrase.as_ref()).map_err(unfit)?;
+    step.done(&format!("hash {:016x}, as in the backup", restored.summary.hash()));
+    if restored.servers.len() > 1 {
+        app.output.note(&format!(
+            "do the same with the same file on each of {}, then start them",
+            restored.servers.join(", ")
+        ));
+    }
+    show(&app.output, args.output.output, &args.file, &restored.summary)
+}
+
+fn exists(path: &Path) -> Error {
+    Error::new(Kind::Conflict, format!("{} exists already", path.display()))
+        .hint("name another file, or move that one away")
+}
+
+fn unfit(error: ServerError) -> Error {
+    let message = chain(&error);
+    match &error {
+        ServerError::Backup {
+            source: BackupError::NeedsPassphrase | BackupError::WrongPassphrase | BackupError::ShortPassphrase,
+            ..
+        } => {
+            Error::new(Kind::Denied, message).hint("give the passphrase with --passphrase-file FILE or on the terminal")
+        }
+        ServerError::Config(_) | ServerError::Restore(_) => Error::usage(message),
+        _ => Error::failed(message),
+    }
+}
+
+fn call(args: &BackupArgs) -> Result<Call> {
+    let Some(tenant) = &args.tenant else {
+        return Ok(Call::get("/backup"));
+    };
+    let project = &args.project.project;
+    for name in [project, tenant] {
+        check_label(name).map_err(|why| Error::usage(format!("{name:?} is no name: {why}")))?;
+    }
+    Ok(Call::get(format!("/backup?project={project}&name={tenant}")))
+}
+
+/// Takes the backup from the server into `sink`.
+async fn receive(app: &App, call: &Call, mut sink: Sink, file: &Path) -> Result<()> {
+    let http = app.http(&app.login()?)?;
+    let mut step = Step::start(app.output, &app.clock, "backup");
+    let (mut bytes, mut said) = (0u64, 0u64);
+    let live = app.output.live;
+    let received = http
+        .download(call, &mut |piece: &[u8]| {
+            bytes += piece.len() as u64;
+            if live && bytes - said >= STRIDE {
+                said = bytes;
+                step.say(&mib(bytes));
+            }
+            sink.write_all(piece).map_err(|error| Error::io("write", file, &error))
+        })
+        .await;
+    if let Some(reply) = received? {
+        return Err(refusal(&http.base().to_string(), &reply));
+    }
+    sink.finish().map_err(|error| Error::io("write", file, &error))?;
+    step.done(&mib(bytes));
+    Ok(())
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{}.{} MiB", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20)
+}
+
+/// A file that has no name of its own before it is whole.
+struct Part {
+    path: PathBuf,
+    kept: bool,
+}
+
+/// Where the bytes of a backup go.
+enum Sink {
+    Plain(BufWriter<File>),
+    Sealed(Box<SealedWriter<BufWriter<File>>>),
+}
+
+impl Part {
+    fn create(file: &Path) -> Result<Self> {
+        let mut name = file.file_name().unwrap_or_default().to_os_string();
+        name.push(format!(".{}.part", std::process::id()));
+        Ok(Self {
+            path: file.with_file_name(name),
+            kept: false,
+        })
+    }
+
+    fn sink(&mut self, app: &App, passphrase: Option<&Passphrase>) -> Result<Sink> {
+        let file = OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(files::PRIVATE)
+            .open(&self.path)
+            .map_err(|error| Error::io("create", &self.path, &error))?;
+        let file = BufWriter::new(file);
+        match passphrase {
+            None => Ok(Sink::Plain(file)),
+            Some(passphrase) => SealedWriter::new(file, passphrase, app.rng.as_ref())
+                .map(|sealed| Sink::Sealed(Box::new(sealed)))
+                .map_err(|error| Error::usage(chain(&error))),
+        }
+    }
+
+    fn sync(&self) -> Result<()> {
+        let synced = File::open(&self.path).and_then(|file| file.sync_all());
+        synced.map_err(|error| Error::io("sync", &self.path, &error))
+    }
+
+    /// Gives it its name, if nobody has it.
+    fn keep(&mut self, file: &Path) -> Result<()> {
+        fs::hard_link(&self.path, file).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => exists(file),
+            _ => Error::io("create", file, &error),
+        })?;
+        files::sync_dir(file)?;
+        files::remove(&self.path)?;
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if !self.kept {
+            // The fault that led here is the one to tell.
+            let _gone = fs::remove_file(&self.path).is_ok();
+        }
+    }
+}
+
+impl Sink {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Plain(file) => file.write_all(bytes),
+            Self::Sealed(file) => file.write_all(bytes),
+        }
+    }
+
+    fn finish(self) -> io::Result<()> {
+        let mut file = match self {
+            Self::Plain(file) => file,
+            Self::Sealed(file) => file.finish()?,
+        };
+        file.flush()
+    }
+}
+
+/// Whether the file says that it is encrypted.
+fn is_sealed(path: &Path) -> Result<bool> {
+    let mut start = [0; 8];
+    let mut file = File::open(path).map_err(|error| Error::io("open", path, &error))?;
+    Ok(io::Read::read_exact(&mut file, &mut start).is_ok() && hanse_server::backup_file::is_sealed(start))
+}
+
+fn passphrase(args: &PassphraseArgs, new: bool) -> Result<Passphrase> {
+    let text = match &args.passphrase_file {
+        Some(path) if path == Path::new("-") => secret::from_stdin("the passphrase")?,
+        Some(path) => secret::from_file("the passphrase", path)?,
+        None => {
+            let first = secret::prompt("Passphrase")?;
+            if new && *secret::prompt("The same again")? != *first {
+                return Err(Error::usage("the two passphrases differ"));
+            }
+            first
+        }
+    };
+    Ok(Passphrase::new(text))
+}
+
+fn show(output: &Output, format: Format, file: &Path, summary: &Summary) -> Result<()> {
+    if print_document(output, format, &document(file, summary))? {
+        return Ok(());
+    }
+    let mut table = Table::new(&["KEY SPACE", "KEYS", "LEASES", "BYTES", "HASH"]);
+    for space in &summary.spaces {
+        table.row(vec![
+            name(space).to_owned(),
+            space.keys.to_string(),
+            space.leases.to_string(),
+            space.bytes.to_string(),
+            format!("{:016x}", space.hash),
+        ]);
+    }
+    output.print(&table.render(output.out))
+}
+
+fn name(space: &SpaceSummary) -> &str {
+    match space.space.tenant() {
+        "" => "registry",
+        tenant => tenant,
+    }
+}
+
+fn document(file: &Path, summary: &Summary) -> Value {
+    let spaces: Vec<Value> = summary
+        .spaces
+        .iter()
+        .map(|space| {
+            json!({
+                "keySpace": name(space),
+                "dropped": space.dropped,
+                "keys": space.keys,
+                "leases": space.leases,
+                "bytes": space.bytes,
+                "hash": format!("{:016x}", space.hash),
+            })
+        })
+        .collect();
+    json!({
+        "file": file.display().to_string(),
+        "takenAtMillis": summary.head.taken_at_millis,
+        "program": summary.head.program,
+        "keys": summary.keys(),
+        "bytes": summary.bytes(),
+        "hash": format!("{:016x}", summary.hash()),
+        "spaces": spaces,
+    })
+}
