@@ -75,6 +75,12 @@ pub const STORAGE_ACCESS_KEYS: KindName = KindName {
 pub const REGIONS: KindName = hanse("Region", "regions", false);
 /// Servers.
 pub const SERVERS: KindName = hanse("Server", "servers", false);
+/// Who somebody of an identity provider is here.
+pub const IDENTITIES: KindName = hanse("Identity", "identities", false);
+/// Words given in a browser for programs that wait to be logged in. Never served.
+pub const LOGIN_GRANTS: KindName = hanse("LoginGrant", "logingrants", false);
+/// Logins that were used and must not be again. Never served.
+pub const SPENT_LOGINS: KindName = hanse("SpentLogin", "spentlogins", false);
 /// Host, epoch and sealed PKI of each tenant cluster. Never served: it holds (sealed) keys.
 pub const TENANT_STORES: KindName = hanse("TenantStore", "tenantstores", true);
 /// What each connected cluster's agent shall run. Never served.

@@ -8,6 +8,14 @@ pub enum GatewayError {
     /// The certificate or key of the front door cannot be used.
     #[error("the gateway's certificate and key cannot be used; check that they belong together")]
     Certificate(#[source] rustls::Error),
+    /// An identity provider cannot be used as it is described.
+    #[error("the identity provider {id:?} (section [[oidc]]): {fault}")]
+    IdentityProvider {
+        /// Its id.
+        id: String,
+        /// What is wrong.
+        fault: String,
+    },
     /// No more connections can be accepted.
     #[error("the gateway's listener failed")]
     Listener(#[source] io::Error),
@@ -17,7 +25,7 @@ impl GatewayError {
     /// Whether the same may succeed later without a change of configuration.
     pub const fn retryable(&self) -> bool {
         match self {
-            Self::Certificate(_) => false,
+            Self::Certificate(_) | Self::IdentityProvider { .. } => false,
             Self::Listener(_) => true,
         }
     }

@@ -5,6 +5,7 @@
 //! - `middleware`: what every request goes through, in one order.
 //! - `router`: from a path to the part that answers.
 //! - `authn`, `authz`: who asks, and whether he may; `directory`: teams and roles, kept at hand.
+//! - `oidc`: logins by identity providers.
 //! - `kinds`, `apiserver`: the table of kinds, and the machinery around it.
 //! - `proxy`: requests for other API servers; the outgoing request is built anew from what is allowed.
 //! - `ops`: health, version, metrics; `backup`: everything that the store holds, for administrators.
@@ -23,6 +24,7 @@ mod kinds;
 mod listen;
 mod meters;
 mod middleware;
+mod oidc;
 mod ops;
 mod parts;
 mod proxy;
@@ -33,6 +35,7 @@ mod router;
 pub use authn::{ACCESS_KEY_PREFIX, ENROLMENT_TOKEN_PREFIX, access_key, enrolment_token};
 pub use error::GatewayError;
 pub use listen::tls_config;
+pub use oidc::{Oidc, OidcFiles, OidcIssuer};
 pub use parts::{BackupOf, BackupStream, Backups, ClusterStatus, GatewayParts, Limits};
 
 use apiserver::backend::Backend;
@@ -84,7 +87,12 @@ impl Gateway {
             directory: directory.clone(),
         };
         let inner = Inner {
-            authenticator: Authenticator::new(parts.objects.clone(), parts.clock.clone(), directory),
+            authenticator: Authenticator::new(
+                parts.objects.clone(),
+                parts.clock.clone(),
+                directory,
+                parts.oidc.clone(),
+            ),
             changes,
             requests: Arc::new(Semaphore::new(parts.limits.requests)),
             streams: Arc::new(Semaphore::new(parts.limits.streams)),

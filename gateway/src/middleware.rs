@@ -5,14 +5,16 @@
 //! 3. Metrics, around all that follows.
 //! 4. Probes and the version are answered: they must work when nothing else does.
 //! 5. A place among the requests in flight, before anything is looked up for a caller that nobody knows yet.
-//! 6. Authentication. Everything behind it, also "no such path", needs credentials.
-//! 7. Impersonation: who the request runs as.
-//! 8. The route, with its own authorization; short requests with a deadline.
+//! 6. Steps of logins are answered, where there are identity providers: they are how one gets credentials.
+//! 7. Authentication. Everything behind it, also "no such path", needs credentials.
+//! 8. Impersonation: who the request runs as.
+//! 9. The route, with its own authorization; short requests with a deadline.
 
 use crate::apiserver::{self, ApiRequest, EndOf};
 use crate::authn::{Identity, impersonate};
 use crate::body::{Body, Response};
 use crate::meters::Counted;
+use crate::oidc::{self, Oidc, Place};
 use crate::proxy::path::RequestInfo;
 use crate::proxy::{self, Proxied, Upstream};
 use crate::query::Query;
@@ -79,6 +81,11 @@ async fn admit(
     let permit = Arc::clone(&inner.requests)
         .try_acquire_owned()
         .map_err(|_| inner.too_many())?;
+    let route = match (route, inner.parts.oidc.clone()) {
+        // Boxed: a login is rare, and its state would be part of that of every request.
+        (Route::Login(place), Some(oidc)) => return login(inner, oidc, request, place).boxed().await,
+        (route, _) => route,
+    };
     let identity = inner.authenticator.authenticate(request.headers()).await?;
     let principal = impersonate::effective(&identity.principal, request.headers())?;
     let (upstream, rest) = match route {
@@ -86,7 +93,7 @@ async fn admit(
         Route::Metrics => return metrics(&inner, request.method(), &principal).await,
         Route::Backup => return backup::serve(inner, &request.into_parts().0, identity, principal).await,
         Route::Management { rest } => return management(inner, request, &rest, identity, principal).await,
-        Route::Unknown => return Err(apiserver::unknown()),
+        Route::Unknown | Route::Login(_) => return Err(apiserver::unknown()),
         Route::Tenant { project, name, rest } => (Upstream::Tenant { project, name }, rest),
         Route::Cluster { name, rest } => (Upstream::Cluster { name }, rest),
     };
@@ -112,6 +119,25 @@ fn public(inner: &Inner, request: &Request<Body>, route: &Route) -> Result<Respo
         Route::Version => answer::json(http::StatusCode::OK, &ops::version()),
         Route::Health(probe) => ops::health(*probe, &inner.backend, inner.draining(), &query),
         _ => ops::health(Probe::Live, &inner.backend, inner.draining(), &query),
+    })
+}
+
+/// A step of a login, for somebody who has no credentials yet. It holds a place among the requests, as others do.
+async fn login(
+    inner: Arc<Inner>,
+    oidc: Arc<Oidc>,
+    request: Request<Body>,
+    place: Place,
+) -> Result<Response, Box<Status>> {
+    let limit = inner.parts.limits.request;
+    let served = timeout(
+        inner.parts.clock.as_ref(),
+        limit,
+        oidc::serve(&inner, &oidc, request, place),
+    );
+    served.await.unwrap_or_else(|_| {
+        let message = format!("the login was not done within {} s; begin again", limit.as_secs());
+        Err(Box::new(Status::new(Reason::Timeout, message)))
     })
 }
 

@@ -1,5 +1,6 @@
 //! What the gateway needs from the rest of the server. `server/` fills it in; tests use stand-ins.
 
+use crate::oidc::Oidc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -109,6 +110,8 @@ pub struct GatewayParts {
     pub supervisor: Supervisor,
     /// SHA-256 (hex) of the system's CA certificate; enrolment tokens pin it.
     pub ca_sha256: String,
+    /// Identity providers by which people log in; none without.
+    pub oidc: Option<Arc<Oidc>>,
     /// Bounds.
     pub limits: Limits,
 }

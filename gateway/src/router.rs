@@ -1,5 +1,6 @@
 //! From a path to the part of the gateway that answers. One router, one table; what is not in it needs credentials too.
 
+use crate::oidc::Place;
 use crate::query::decode;
 use hanse_api::name::check_label;
 
@@ -10,6 +11,8 @@ pub(crate) enum Route {
     Health(Probe),
     /// Version of the program. Needs no credentials.
     Version,
+    /// A step of a login. Needs no credentials where there are identity providers; elsewhere it is as nothing.
+    Login(Place),
     /// Metrics, for members of the admin group.
     Metrics,
     /// A backup, for administrators.
@@ -38,7 +41,7 @@ pub(crate) enum Probe {
 }
 
 impl Route {
-    /// Whether no credentials are needed.
+    /// Whether no credentials are needed, whatever is configured, and the answer comes also when nothing else works.
     pub(crate) const fn is_public(&self) -> bool {
         matches!(self, Self::Health(_) | Self::Version)
     }
@@ -48,6 +51,7 @@ impl Route {
         match self {
             Self::Health(_) => "health",
             Self::Version => "version",
+            Self::Login(_) => "login",
             Self::Metrics => "metrics",
             Self::Backup => "backup",
             Self::Management { .. } => "management",
@@ -69,7 +73,7 @@ pub(crate) fn route(path: &str) -> Route {
         _ => {}
     }
     let Some(below) = path.strip_prefix("/kubernetes/") else {
-        return Route::Unknown;
+        return Place::of(path).map_or(Route::Unknown, Route::Login);
     };
     let (area, rest) = split(below);
     match area {
@@ -130,6 +134,16 @@ mod tests {
             ("/readyz", Route::Health(Probe::Ready)),
             ("/version", Route::Version),
             ("/metrics", Route::Metrics),
+            ("/login", Route::Login(Place::Choice)),
+            ("/login/device", Route::Login(Place::DeviceCode)),
+            ("/spaces", Route::Login(Place::Done)),
+            ("/auth/info", Route::Login(Place::Info)),
+            ("/auth/exchange", Route::Login(Place::Exchange)),
+            ("/auth/device/start", Route::Login(Place::DeviceStart)),
+            ("/auth/device/poll", Route::Login(Place::DevicePoll)),
+            ("/auth/device/confirm", Route::Login(Place::DeviceConfirm)),
+            ("/auth/corp/login", Route::Login(Place::Begin("corp".into()))),
+            ("/auth/corp/callback", Route::Login(Place::Callback("corp".into()))),
             ("/kubernetes/management", management("")),
             ("/kubernetes/management/apis", management("/apis")),
             ("/kubernetes/cluster/eu", cluster("")),
@@ -158,7 +172,16 @@ mod tests {
             "/healthz/",
             "/metrics/x",
             "/backup/",
-            "/login",
+            "/login/",
+            "/login/x",
+            "/auth",
+            "/auth/",
+            "/auth/corp",
+            "/auth/corp/login/",
+            "/auth/corp/callback/x",
+            "/auth/CORP/login",
+            "/auth/../login",
+            "/auth/device/x",
             "/kubernetes/project/p/virtualcluster/..%2f..",
             "/kubernetes/project/P/virtualcluster/v",
         ] {

@@ -1,5 +1,6 @@
 //! `server.toml`: everything one server needs to know. Unknown keys are faults; every fault is told at once.
 
+use hanse_gateway::OidcIssuer;
 use hanse_runtime::config::{ConfigErrors, Validate};
 use hanse_runtime::telemetry::Format;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,9 @@ pub struct ServerConfig {
     /// First administrator.
     #[serde(default)]
     pub bootstrap: BootstrapSection,
+    /// Identity providers by which people log in: the same list on each server.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub oidc: Vec<OidcIssuer>,
 }
 
 /// Files with keys and certificates. Keys must be readable by the owner only.
@@ -62,6 +66,13 @@ pub struct GatewaySection {
     pub listen: SocketAddr,
     /// HTTPS base that clients use, such as that of the load balancer.
     pub external_url: String,
+    /// How long the access key of a login by an identity provider holds, in seconds; groups are asked for again then.
+    #[serde(default = "default_login_seconds")]
+    pub login_seconds: u64,
+}
+
+const fn default_login_seconds() -> u64 {
+    86_400
 }
 
 /// Raft between servers.
@@ -150,10 +161,18 @@ impl Validate for ServerConfig {
         );
         let https = self.gateway.external_url.starts_with("https://");
         errors.require(https, "gateway.external_url", "must begin with https://");
+        let life = (60..=LOGIN_SECONDS_MAX).contains(&self.gateway.login_seconds);
+        errors.require(life, "gateway.login_seconds", "must be from 60 to 31536000 (a year)");
         self.validate_members(errors);
         self.validate_bootstrap(errors);
+        self.validate_oidc(errors);
     }
 }
+
+/// Longest time that the key of a login may hold.
+const LOGIN_SECONDS_MAX: u64 = 365 * 86_400;
+/// Most identity providers of an installation.
+const OIDC_MAX: usize = 32;
 
 impl ServerConfig {
     fn validate_members(&self, errors: &mut ConfigErrors) {
@@ -179,6 +198,24 @@ impl ServerConfig {
             names.len() == self.members.len(),
             "member",
             "two entries have the same name",
+        );
+    }
+
+    fn validate_oidc(&self, errors: &mut ConfigErrors) {
+        errors.require(self.oidc.len() <= OIDC_MAX, "oidc", "there may be at most 32 of them");
+        for issuer in &self.oidc {
+            for (key, fault) in issuer.faults() {
+                errors.add(format!("oidc {:?}: {key}", issuer.id), fault);
+            }
+        }
+        let ids: BTreeSet<_> = self.oidc.iter().map(|o| &o.id).collect();
+        errors.require(ids.len() == self.oidc.len(), "oidc", "two entries have the same id");
+        // An ID token names its issuer only: two entries would be two answers to who somebody is.
+        let issuers: BTreeSet<_> = self.oidc.iter().map(|o| &o.issuer).collect();
+        errors.require(
+            issuers.len() == self.oidc.len(),
+            "oidc",
+            "two entries have the same issuer",
         );
     }
 
@@ -236,6 +273,27 @@ mod tests {
         assert_eq!(config.raft.election_ms, 400);
         let again = parse(&toml::to_string(&config).unwrap()).unwrap();
         assert_eq!(format!("{config:?}"), format!("{again:?}"));
+    }
+
+    #[test]
+    fn identity_providers_are_checked_one_by_one_and_together() {
+        let issuer = |id: &str, url: &str| format!("[[oidc]]\nid = {id:?}\nissuer = {url:?}\nclient_id = \"hanse\"\n");
+        let two = issuer("corp", "https://id.example.com") + &issuer("other", "https://other.example.com");
+        let config = parse(&format!("{GOOD}{two}")).unwrap();
+        assert_eq!((config.oidc.len(), config.gateway.login_seconds), (2, 86_400));
+        let again = parse(&toml::to_string(&config).unwrap()).unwrap();
+        assert_eq!(again.oidc, config.oidc);
+        let same = issuer("corp", "https://id.example.com") + &issuer("corp", "https://id.example.com");
+        let bad = format!("{GOOD}{same}{}", issuer("device", "http://id.example.com"));
+        let faults = parse(&bad).unwrap_err().to_string();
+        for part in [
+            "the same id",
+            "the same issuer",
+            "oidc \"device\": id",
+            "oidc \"device\": issuer",
+        ] {
+            assert!(faults.contains(part), "{part}: {faults}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::signals;
 use crate::status::{self, LiveStatus};
 use hanse_api::resources::ServerSpec;
 use hanse_consensus::{Member, Node, NodeConfig, NodeParts, Settings, TlsPem};
-use hanse_gateway::{Gateway, GatewayParts, Limits};
+use hanse_gateway::{Gateway, GatewayParts, Limits, Oidc, OidcFiles};
 use hanse_regions::bootstrap::{AdminSeed, Seed, bootstrap};
 use hanse_regions::{Regions, RegionsParts};
 use hanse_runtime::clock::{SharedClock, SystemClock};
@@ -206,6 +206,7 @@ async fn serve(
         metrics: machine.metrics.clone(),
         supervisor: machine.supervisor.clone(),
         ca_sha256,
+        oidc: identity_providers(config, machine, &secrets.sealer)?,
         limits: Limits::default(),
     });
     listen(
@@ -238,6 +239,36 @@ fn counted_routes(machine: &Machine, node: &Node) -> tonic::service::Routes {
         .metrics
         .gather(move || [counted.families(), calls.families().into(), meter::process()].concat());
     routes
+}
+
+/// Those of the configuration, with what is in the files that it names.
+fn identity_providers(
+    config: &ServerConfig,
+    machine: &Machine,
+    sealer: &Sealer,
+) -> Result<Option<Arc<Oidc>>, ServerError> {
+    if config.oidc.is_empty() {
+        return Ok(None);
+    }
+    let mut issuers = Vec::new();
+    for issuer in &config.oidc {
+        let secret = issuer.client_secret_file.as_deref();
+        let ca = issuer.ca_file.as_deref();
+        let files = OidcFiles {
+            client_secret: secret
+                .map(|path| files::read_secret("the secret of an identity provider", path))
+                .transpose()?,
+            ca: ca
+                .map(|path| files::read_public("the authority of an identity provider", path))
+                .transpose()?,
+        };
+        issuers.push((issuer.clone(), files));
+    }
+    let session = Duration::from_secs(config.gateway.login_seconds);
+    let url = &config.gateway.external_url;
+    Oidc::new(issuers, sealer.clone(), url, session, &machine.clock)
+        .map(|oidc| Some(Arc::new(oidc)))
+        .map_err(|error| ServerError::part("logins", error))
 }
 
 fn start_hub(

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::step::{Step, elapsed};
 use crate::tidy::Finding;
-use crate::{cargo, deny, etcd_suite, kube_clients, kube_tools, layers, packages, rocksdb, root, tidy};
+use crate::{cargo, deny, etcd_suite, kube_clients, kube_tools, layers, oidc_provider, packages, rocksdb, root, tidy};
 
 /// Everything that runs no product code.
 pub(crate) fn check() -> Result<()> {
@@ -72,6 +72,7 @@ pub(crate) fn test(args: &[String]) -> Result<ExitCode> {
     let tools = kube_tools::ensure()?;
     let clients = kube_clients::ensure()?;
     etcd_suite::ensure()?;
+    let provider = oidc_provider::ensure()?;
     let began = Instant::now();
     let mut command = Command::new(cargo());
     command
@@ -87,6 +88,9 @@ pub(crate) fn test(args: &[String]) -> Result<ExitCode> {
         .stdout(Stdio::piped())
         .env("RUST_BACKTRACE", "1");
     command.env("HANSE_KUBE_CLIENTS", clients);
+    if let Some(dir) = provider {
+        command.env("HANSE_OIDC_PROVIDER", dir);
+    }
     if let Some(dir) = tools {
         command.env("HANSE_KUBE_TOOLS", dir);
     }

@@ -14,6 +14,7 @@ mod etcd_suite;
 mod kube_clients;
 mod kube_tools;
 mod layers;
+mod oidc_provider;
 mod packages;
 mod rocksdb;
 mod source;

@@ -2,6 +2,7 @@
 
 pub mod access_key;
 pub mod cluster;
+pub mod identity;
 pub mod internal;
 pub mod project;
 pub mod region;
@@ -11,6 +12,7 @@ pub mod virtual_cluster_instance;
 
 pub use access_key::{AccessKey, AccessKeySpec};
 pub use cluster::{Cluster, ClusterSpec, ClusterStatus};
+pub use identity::{Identity, IdentitySpec, LoginGrant, LoginGrantSpec, SpentLogin, SpentLoginSpec};
 pub use internal::{
     EnrolmentToken, EnrolmentTokenSpec, IntentObject, RegionLease, RegionLeaseSpec, TenantStore, TenantStoreSpec,
 };

@@ -44,6 +44,9 @@ pub struct UserSpec {
     /// Groups beside those that the system adds.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
+    /// Groups that identity providers put him into. Each login replaces those of its provider.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sso_groups: Vec<String>,
     /// Roles in the management API.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub cluster_roles: Vec<RoleName>,
@@ -75,6 +78,15 @@ pub struct UserStatus {
     /// Names of the teams that he belongs to.
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub teams: Vec<String>,
+}
+
+impl UserSpec {
+    /// His own groups: those that are written down and those of identity providers, without any that only the system gives.
+    pub fn own_groups(&self) -> Vec<String> {
+        let sso = self.sso_groups.iter().filter(|g| !g.starts_with("system:"));
+        let all = self.groups.iter().chain(sso).filter(|g| !is_given_group(g));
+        all.cloned().collect()
+    }
 }
 
 /// Who is in a team, and what its members may do.
@@ -150,6 +162,13 @@ pub fn validate_user(user: &User) -> Vec<Cause> {
         ));
     }
     faults.extend(group_faults("spec.groups", &user.spec.groups));
+    faults.extend(group_faults("spec.ssoGroups", &user.spec.sso_groups));
+    for (i, group) in user.spec.sso_groups.iter().enumerate() {
+        if group.starts_with("system:") {
+            let text = format!("Invalid value: {group:?}: no identity provider puts anybody into groups of the system");
+            faults.push(invalid(&format!("spec.ssoGroups[{i}]"), text));
+        }
+    }
     faults
 }
 
@@ -189,7 +208,6 @@ fn kept_in_user(schema: &mut Schema) {
             ("access", "Who may do what with it."),
             ("icon", "Picture."),
             ("subject", "Name at an identity provider."),
-            ("ssoGroups", "Groups at an identity provider."),
             ("imagePullSecrets", "Secrets with credentials of registries."),
         ],
     );
@@ -250,6 +268,16 @@ mod tests {
             .into();
         assert_eq!(validate_user(&user).len(), 4);
         user.spec.groups.clear();
+        user.spec.sso_groups = ["corp:devs", "system:hanse:admins", "loft:team:x"]
+            .map(str::to_owned)
+            .into();
+        assert_eq!(validate_user(&user).len(), 2);
+        assert_eq!(
+            user.spec.own_groups(),
+            ["corp:devs"],
+            "what is stored all the same does not count"
+        );
+        user.spec.sso_groups.clear();
         user.metadata.name = "system:admin".into();
         assert_eq!(validate_user(&user)[0].field, "metadata.name");
     }

@@ -189,7 +189,7 @@ fn scope_fault(scope: &Value) -> Option<String> {
 }
 
 /// Metadata of an object that is made now.
-fn new_meta(backend: &Backend, name: &str) -> ObjectMeta {
+pub(crate) fn new_meta(backend: &Backend, name: &str) -> ObjectMeta {
     ObjectMeta {
         name: name.to_owned(),
         uid: backend.rng.uuid(),
@@ -239,6 +239,35 @@ pub(super) async fn create_key(
     Ok(made)
 }
 
+/// A key for a user who has just logged in: what makes it, and the key itself.
+pub(crate) fn login_key(
+    backend: &Backend,
+    user: &str,
+    about: &str,
+    life: Duration,
+) -> Result<(Op, String), Box<Status>> {
+    let (id, secret) = (new_id(backend), backend.rng.token());
+    let key = AccessKey {
+        api_version: ACCESS_KEYS.api_version(),
+        kind: ACCESS_KEYS.kind.into(),
+        metadata: new_meta(backend, &id),
+        spec: AccessKeySpec {
+            display_name: about.to_owned(),
+            user: user.to_owned(),
+            kind: "Login".into(),
+            secret_sha256: sha256_hex(secret.as_bytes()),
+            expires: Some(backend.clock.wall().plus(life)),
+            ..AccessKeySpec::default()
+        },
+        status: (),
+    };
+    let op = Op::Create {
+        key: ObjectKey::new(&ACCESS_KEYS, "", &id),
+        value: stored_json(&key)?,
+    };
+    Ok((op, access_key(&id, &secret)))
+}
+
 /// A key without anything secret.
 fn shown(key: &AccessKey, way: Way) -> Value {
     let mut spec = serde_json::to_value(&key.spec).unwrap_or_default();
@@ -257,7 +286,8 @@ fn is_his(key: &AccessKey, principal: &Principal) -> bool {
     owner.is(principal)
 }
 
-fn stored_json(object: &impl serde::Serialize) -> Result<bytes::Bytes, Box<Status>> {
+/// An object as it is stored.
+pub(crate) fn stored_json(object: &impl serde::Serialize) -> Result<bytes::Bytes, Box<Status>> {
     serde_json::to_vec(object).map(Into::into).map_err(|e| {
         Box::new(Status::new(
             Reason::InternalError,

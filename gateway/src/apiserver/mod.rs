@@ -6,7 +6,7 @@ mod create;
 mod delete;
 mod discovery;
 mod fields;
-mod keys;
+pub(crate) mod keys;
 mod list;
 mod negotiation;
 pub(crate) mod object;

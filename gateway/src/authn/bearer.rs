@@ -10,6 +10,8 @@ pub const ACCESS_KEY_PREFIX: &str = "hak1";
 pub const ENROLMENT_TOKEN_PREFIX: &str = "het1";
 /// Longest part of a key.
 const MAX_PART: usize = 128;
+/// Longest ID token.
+const MAX_TOKEN: usize = 16 * 1024;
 
 /// An access key as the caller sent it. `Debug` shows the public id only.
 #[derive(Clone, PartialEq, Eq)]
@@ -30,16 +32,23 @@ impl fmt::Debug for Presented {
 
 /// The access key in the `Authorization` header, if there is exactly one and it has the right form.
 pub(crate) fn presented(headers: &HeaderMap) -> Option<Presented> {
+    token(headers).and_then(parse)
+}
+
+/// The ID token of an identity provider there, in the same way: three parts, the first of which is a JSON object.
+pub(crate) fn id_token(headers: &HeaderMap) -> Option<&str> {
+    let part = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+    let parts = |token: &str| token.split('.').count() == 3 && token.split('.').all(part);
+    token(headers).filter(|token| token.len() <= MAX_TOKEN && token.starts_with("eyJ") && parts(token))
+}
+
+fn token(headers: &HeaderMap) -> Option<&str> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else {
         return None;
     };
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-    if scheme.eq_ignore_ascii_case("bearer") {
-        parse(token.trim())
-    } else {
-        None
-    }
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 fn parse(token: &str) -> Option<Presented> {
@@ -117,5 +126,27 @@ mod tests {
         ] {
             assert_eq!(with(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn an_id_token_is_no_access_key_and_the_reverse() {
+        let found = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.append(AUTHORIZATION, value.parse().unwrap());
+            (presented(&headers).is_some(), id_token(&headers).is_some())
+        };
+        assert_eq!(found("Bearer eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln"), (false, true));
+        assert_eq!(found("Bearer hak1.a.b"), (true, false));
+        for bad in [
+            "eyJhbGciOiJub25lIn0.eyJzdWIiOiIxIn0.",
+            "eyJ.eyJ",
+            "eyJ.eyJ.a.b",
+            "eyJ.e+J.a",
+            "xeyJ.a.b",
+        ] {
+            assert_eq!(found(&format!("Bearer {bad}")), (false, false), "{bad}");
+        }
+        let long = format!("Bearer eyJ.{}.a", "a".repeat(MAX_TOKEN));
+        assert_eq!(found(&long), (false, false));
     }
 }

@@ -10,11 +10,12 @@ pub use bearer::{ACCESS_KEY_PREFIX, ENROLMENT_TOKEN_PREFIX, access_key, enrolmen
 
 use crate::apiserver::backend::failed;
 use crate::directory::{Directory, Snapshot};
+use crate::oidc::{Oidc, Person, Refusal, identity_name};
 use bearer::Presented;
 use hanse_api::Timestamp;
 use hanse_api::access::{GROUP_ADMINS, GROUP_AUTHENTICATED, GROUP_TEAM_PREFIX, GROUP_USER_PREFIX, Principal};
-use hanse_api::kinds::{ACCESS_KEYS, KindName, USERS};
-use hanse_api::resources::user::{MANAGEMENT_ADMIN, is_given_group};
+use hanse_api::kinds::{ACCESS_KEYS, IDENTITIES, KindName, USERS};
+use hanse_api::resources::user::MANAGEMENT_ADMIN;
 use hanse_api::resources::{AccessKey, RoleName, User};
 use hanse_api::status::{Reason, Status};
 use hanse_runtime::clock::{SharedClock, timeout};
@@ -32,18 +33,27 @@ const REMOTE_LOOKUPS: usize = 4;
 /// Time for one of them.
 const REMOTE_LOOKUP: Duration = Duration::from_secs(2);
 
+/// What a caller showed, to look at it again later.
+#[derive(Clone, Debug)]
+enum Shown {
+    /// An access key: the hash in it, to notice when it was replaced.
+    Key(String),
+    /// An ID token about this person. It cannot be replaced, and ends by itself.
+    Token(Box<Person>),
+}
+
 /// A caller whose credentials hold.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     /// Who he is.
     pub(crate) principal: Principal,
-    /// Name of the AccessKey object.
+    /// Name of the AccessKey object; empty for an ID token.
     pub(crate) key: String,
     /// Its type, such as `Login`.
     pub(crate) kind: String,
-    /// Hash in it, to notice when it was replaced.
-    secret_sha256: String,
-    /// When the key expires.
+    /// What was shown.
+    shown: Shown,
+    /// When the key or token expires.
     pub(crate) expires: Option<Timestamp>,
 }
 
@@ -54,14 +64,16 @@ pub(crate) struct Authenticator {
     clock: SharedClock,
     remote: Arc<Semaphore>,
     directory: Directory,
+    oidc: Option<Arc<Oidc>>,
 }
 
 impl Authenticator {
-    pub(crate) fn new(objects: Objects, clock: SharedClock, directory: Directory) -> Self {
+    pub(crate) fn new(objects: Objects, clock: SharedClock, directory: Directory, oidc: Option<Arc<Oidc>>) -> Self {
         Self {
             objects,
             clock,
             directory,
+            oidc,
             remote: Arc::new(Semaphore::new(REMOTE_LOOKUPS)),
         }
     }
@@ -69,7 +81,7 @@ impl Authenticator {
     /// The caller behind a request, or 401. The reason goes to the log only.
     pub(crate) async fn authenticate(&self, headers: &HeaderMap) -> Result<Identity, Box<Status>> {
         let Some(presented) = bearer::presented(headers) else {
-            return Err(unauthorized("no usable credentials"));
+            return self.authenticate_token(headers).await;
         };
         let key: AccessKey = self
             .object(&ACCESS_KEYS, &presented.id)
@@ -83,11 +95,53 @@ impl Authenticator {
 
     /// The same caller now, if his key and user are still good.
     pub(crate) async fn again(&self, identity: &Identity) -> Result<Identity, Box<Status>> {
+        let hash = match &identity.shown {
+            Shown::Key(hash) => hash,
+            Shown::Token(person) => return self.by_token(person, identity.expires).await,
+        };
         let key: Option<AccessKey> = self.object(&ACCESS_KEYS, &identity.key).await?;
         match key {
-            Some(key) if key.spec.secret_sha256 == identity.secret_sha256 => self.identity(&identity.key, key).await,
+            Some(key) if key.spec.secret_sha256 == *hash => self.identity(&identity.key, key).await,
             Some(_) | None => Err(unauthorized("the access key is gone")),
         }
+    }
+
+    /// The caller by an ID token of a provider that is trusted with that.
+    async fn authenticate_token(&self, headers: &HeaderMap) -> Result<Identity, Box<Status>> {
+        let (Some(token), Some(oidc)) = (bearer::id_token(headers), &self.oidc) else {
+            return Err(unauthorized("no usable credentials"));
+        };
+        match oidc.bearer(token).await {
+            Ok((person, expires)) => self.by_token(&person, Some(expires)).await,
+            Err(Refusal::Refused(why)) => Err(unauthorized(&why)),
+            // The caller may be who he says: that it cannot be known now is another thing than a no.
+            Err(Refusal::Unreachable(why)) => {
+                Err(Box::new(Status::new(Reason::ServiceUnavailable, why).retry_after(5)))
+            }
+        }
+    }
+
+    /// Who a person of a provider is here. Nobody becomes a user by a request: he has logged in before, or an administrator
+    /// bound him.
+    async fn by_token(&self, person: &Person, expires: Option<Timestamp>) -> Result<Identity, Box<Status>> {
+        if expires.is_none_or(|end| end <= self.clock.wall()) {
+            return Err(unauthorized("the token is over"));
+        }
+        let name = identity_name(&person.issuer, &person.subject);
+        let bound: Option<hanse_api::resources::Identity> = self.object(&IDENTITIES, &name).await?;
+        let bound = bound.ok_or_else(|| unauthorized("nobody here is this person of the provider"))?;
+        let mut user = self.user_object(&bound.spec.user).await?;
+        if !bound.spec.user_uid.is_empty() && bound.spec.user_uid != user.metadata.uid {
+            return Err(unauthorized("the person was an earlier user of this name"));
+        }
+        user.spec.sso_groups = person.sso_groups(&user.spec.sso_groups);
+        Ok(Identity {
+            principal: effective(&*self.directory.snapshot().await?, user),
+            key: String::new(),
+            kind: String::new(),
+            shown: Shown::Token(Box::new(person.clone())),
+            expires,
+        })
     }
 
     async fn identity(&self, id: &str, key: AccessKey) -> Result<Identity, Box<Status>> {
@@ -106,24 +160,30 @@ impl Authenticator {
             principal,
             key: id.to_owned(),
             kind: key.spec.kind,
-            secret_sha256: key.spec.secret_sha256,
+            shown: Shown::Key(key.spec.secret_sha256),
             expires: key.spec.expires,
         })
     }
 
     async fn user(&self, name: String) -> Result<Principal, Box<Status>> {
+        let user = self.user_object(&name).await?;
+        Ok(effective(&*self.directory.snapshot().await?, user))
+    }
+
+    /// A user who may come in.
+    async fn user_object(&self, name: &str) -> Result<User, Box<Status>> {
         // Kubernetes' own identities are no users of ours, whatever somebody stored.
-        if hanse_api::name::check_subdomain(&name).is_err() {
+        if hanse_api::name::check_subdomain(name).is_err() {
             return Err(unauthorized("the user's name is no name"));
         }
         let user: User = self
-            .object(&USERS, &name)
+            .object(&USERS, name)
             .await?
             .ok_or_else(|| unauthorized("unknown user"))?;
         if user.spec.disabled || user.metadata.deletion_timestamp.is_some() {
             return Err(unauthorized("the user is disabled"));
         }
-        Ok(effective(&*self.directory.snapshot().await?, user))
+        Ok(user)
     }
 
     /// Whoever has a key of a team is the team, and none of its members.
@@ -179,7 +239,7 @@ impl Authenticator {
 /// A user with all that he is: his groups, his teams, and what they make of him.
 pub(crate) fn effective(directory: &Snapshot, user: User) -> Principal {
     let name = user.metadata.name;
-    let mut groups: Vec<String> = user.spec.groups.into_iter().filter(|g| !is_given_group(g)).collect();
+    let mut groups = user.spec.own_groups();
     let teams = directory.teams_of(&name, &groups);
     let of_teams = teams
         .iter()

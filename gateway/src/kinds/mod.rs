@@ -5,6 +5,7 @@ mod access_key;
 mod cluster;
 mod cluster_role_template;
 mod events;
+mod identity;
 mod namespace;
 mod project;
 mod region;
@@ -213,6 +214,7 @@ pub(crate) static KINDS: &[&dyn Kind] = &[
     &team::Teams,
     &cluster_role_template::ClusterRoleTemplates,
     &access_key::AccessKeys,
+    &identity::Identities,
     &region::Regions,
     &server::Servers,
 ];

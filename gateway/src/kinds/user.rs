@@ -60,7 +60,8 @@ impl Kind for Users {
 
     /// Nobody puts anybody into a group that he is not in himself, or gives a role that he may not bind.
     async fn admit_change(&self, asker: Asker<'_>, old: Option<&Value>, new: &Value) -> Result<(), Box<Status>> {
-        for group in added(old, new, "groups") {
+        let groups = added(old, new, "groups").into_iter();
+        for group in groups.chain(added(old, new, "ssoGroups")) {
             if !asker.is_admin() && !asker.principal.is_in(group) {
                 let message = format!(
                     "User {:?} cannot give the group {group:?}: he is not in it",
@@ -77,11 +78,8 @@ impl Kind for Users {
             return;
         };
         for object in objects {
-            let groups = object["spec"]["groups"]
-                .as_array()
-                .map(Vec::as_slice)
-                .unwrap_or_default();
-            let groups: Vec<String> = groups.iter().filter_map(|g| g.as_str().map(str::to_owned)).collect();
+            let spec: UserSpec = serde_json::from_value(object["spec"].clone()).unwrap_or_default();
+            let groups = spec.own_groups();
             let teams = directory.teams_of(object::name(object), &groups);
             object["status"] = json!({ "teams": teams });
         }

@@ -179,6 +179,11 @@ impl World {
     }
 
     pub async fn with(adapt: impl FnOnce(&mut GatewayParts)) -> Self {
+        Self::at(TcpListener::bind("127.0.0.1:0").await.unwrap(), adapt).await
+    }
+
+    /// Behind a listener whose address somebody had to know before.
+    pub async fn at(listener: TcpListener, adapt: impl FnOnce(&mut GatewayParts)) -> Self {
         let (supervisor, clock, rng) = (Supervisor::default(), SystemClock::shared(), SystemRng::shared());
         let writer = LogWriter::start(Arc::new(MemoryEngine::new()), WriterOptions::default()).unwrap();
         let parts = LocalParts {
@@ -219,11 +224,11 @@ impl World {
             metrics: Metrics::default(),
             supervisor: supervisor.clone(),
             ca_sha256: "c".repeat(64),
+            oidc: None,
             limits: Limits::default(),
         };
         adapt(&mut parts);
         let gateway = Gateway::new(parts);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         supervisor.spawn(TaskKind::Listener, "gateway", async move {
             Ok(gateway.serve(listener, tls).await?)
