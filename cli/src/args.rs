@@ -100,6 +100,23 @@ pub(crate) struct LoginArgs {
     /// Do not check the server's certificate
     #[arg(long, conflicts_with = "ca_file")]
     pub(crate) insecure: bool,
+    #[command(flatten)]
+    pub(crate) way: WayArgs,
+}
+
+/// Where the person is who logs in by an identity provider.
+#[derive(Clone, Copy, Debug, Args)]
+#[group(multiple = false, conflicts_with = "access_key_file")]
+pub(crate) struct WayArgs {
+    /// Log in by an identity provider, in the browser of this machine
+    #[arg(long)]
+    pub(crate) browser: bool,
+    /// The same in any browser, which shows a code to paste here
+    #[arg(long)]
+    pub(crate) headless: bool,
+    /// The same in any browser, where you let this device in by the code that it shows
+    #[arg(long)]
+    pub(crate) device: bool,
 }
 
 /// Options of `create`.
@@ -189,7 +206,7 @@ pub(crate) enum Command {
         /// Region
         region: String,
     },
-    /// Log in at an installation; the access key is read from a file, the terminal or standard input
+    /// Log in at an installation: by an identity provider, or with an access key from a file, the terminal or standard input
     Login(LoginArgs),
     /// Forget the login, and take its contexts out of the kubeconfig
     Logout {

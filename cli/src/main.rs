@@ -23,12 +23,13 @@ mod store;
 mod verbs;
 
 use app::App;
-use args::{Cli, Command, ConnectArgs, CreateArgs, DeleteArgs, LoginArgs, UpArgs};
+use args::{Cli, Command, ConnectArgs, CreateArgs, DeleteArgs, LoginArgs, UpArgs, WayArgs};
 use clap::{CommandFactory as _, Parser as _};
 use error::{Error, Result};
 use kubeconfig::Names;
 use local::{down, region, up};
 use std::process::ExitCode;
+use verbs::sso::Way;
 use verbs::{auth, backup, connect, create, key, list, login, people, status, version};
 
 // A fifth of a busy store's time went into the C library's allocator. RocksDB's allocations come here as well.
@@ -117,8 +118,18 @@ async fn login(app: &App, args: LoginArgs) -> Result<()> {
         access_key_file: args.access_key_file.as_deref(),
         ca_file: args.ca_file.as_deref(),
         insecure: args.insecure,
+        way: way(args.way),
     };
     login::login(app, &args.url, options).await
+}
+
+const fn way(args: WayArgs) -> Option<Way> {
+    match args {
+        WayArgs { browser: true, .. } => Some(Way::Browser),
+        WayArgs { headless: true, .. } => Some(Way::Headless),
+        WayArgs { device: true, .. } => Some(Way::Device),
+        WayArgs { .. } => None,
+    }
 }
 
 async fn create(app: &App, args: CreateArgs) -> Result<()> {

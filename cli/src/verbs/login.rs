@@ -10,6 +10,7 @@ use crate::kubeconfig::store::Store;
 use crate::local::installation::Installation;
 use crate::logins::{Login, Logins};
 use crate::output::secret;
+use crate::verbs::sso::{self, Way};
 use hanse_api::kinds::PROJECTS;
 use serde_json::Value;
 use std::io::IsTerminal as _;
@@ -23,6 +24,8 @@ pub(crate) struct Options<'a> {
     pub(crate) access_key_file: Option<&'a Path>,
     pub(crate) ca_file: Option<&'a Path>,
     pub(crate) insecure: bool,
+    /// By an identity provider.
+    pub(crate) way: Option<Way>,
 }
 
 /// `login URL`.
@@ -46,7 +49,10 @@ pub(crate) async fn login(app: &App, url: &str, options: Options<'_>) -> Result<
     // Before anybody types a key: is there a server, and is it the right one?
     let open = Http::new(base.clone(), &trust, None, app.clock.clone())?;
     open.connect().await.map_err(|fault| open.explain(&fault))?;
-    let access_key = read_key(options.access_key_file, local.as_ref())?;
+    let access_key = match way(&options, local.as_ref(), &open).await {
+        Some(way) => sso::access_key(app, &open, way).await?,
+        None => read_key(options.access_key_file, local.as_ref())?,
+    };
     let login = Login {
         server: base.to_string(),
         access_key,
@@ -64,6 +70,15 @@ pub(crate) async fn login(app: &App, url: &str, options: Options<'_>) -> Result<
             .note("warning: the server's certificate is not checked; anybody on the way may read the access key");
     }
     Ok(())
+}
+
+/// How to log in by an identity provider, if so: as was said, or in the browser where a person is asked anyway.
+async fn way(options: &Options<'_>, local: Option<&Installation>, open: &Http) -> Option<Way> {
+    let key = options.access_key_file.is_some() || local.is_some() || !std::io::stdin().is_terminal();
+    if options.way.is_some() || key {
+        return options.way;
+    }
+    sso::is_there(open).await.then_some(Way::Browser)
 }
 
 /// Fails when the key is not accepted. A key without the right to list projects is a good key all the same.
