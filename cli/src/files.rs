@@ -11,10 +11,13 @@ pub(crate) const PRIVATE: u32 = 0o600;
 /// Everybody may read.
 pub(crate) const PUBLIC: u32 = 0o644;
 
+/// How the name of a file ends that is being written; before it comes the writer's process id.
+const FRESH: &str = ".tmp";
+
 /// Replaces the file at `path` by `content` in one step; a crash leaves the old or the new one.
 pub(crate) fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
+    name.push(format!(".{}{FRESH}", std::process::id()));
     let fresh = path.with_file_name(name);
     let written = write_fresh(&fresh, content, mode).and_then(|()| fs::rename(&fresh, path));
     if let Err(error) = written {
@@ -77,6 +80,30 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, &error)),
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// The same, and what writes of it left that were cut off.
+pub(crate) fn remove_with_leftovers(path: &Path) -> Result<()> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return remove(path);
+    };
+    let ours = |file: &str| {
+        let writer = file.strip_prefix(name).and_then(|rest| rest.strip_prefix('.'));
+        let writer = writer.and_then(|rest| rest.strip_suffix(FRESH));
+        writer.is_some_and(|id| !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io("read", dir, &error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|error| Error::io("read", dir, &error))?;
+        if entry.file_name().to_str().is_some_and(ours) {
+            remove(&entry.path())?;
+        }
+    }
+    remove(path)
 }
 
 /// Removes the folder at `path` with all in it, if it is there.

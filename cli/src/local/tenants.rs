@@ -50,8 +50,8 @@ pub(crate) fn remove_all(layout: &Layout) -> Result<()> {
     for dir in ["regions", "log", "pki"] {
         files::remove_dir(&layout.home().join(dir))?;
     }
-    files::remove(&layout.front_door())?;
-    files::remove(&layout.plan())?;
+    files::remove_with_leftovers(&layout.front_door())?;
+    files::remove_with_leftovers(&layout.plan())?;
     files::remove_dir(&layout.home().join("run"))?;
     match std::fs::remove_dir(layout.home()) {
         Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
@@ -83,6 +83,11 @@ mod tests {
         }
         assert_eq!(regions_on_disk(&layout).unwrap(), ["eu", "us"]);
         std::fs::write(home.join("notes.txt"), "mine").unwrap();
+        // Of an `up` that was killed while it wrote.
+        for path in [layout.front_door(), layout.plan()] {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            std::fs::write(home.join(format!("{name}.5404.tmp")), "ha").unwrap();
+        }
         remove_all(&layout).unwrap();
         assert_eq!(std::fs::read_dir(&home).unwrap().count(), 1);
         std::fs::remove_file(home.join("notes.txt")).unwrap();
