@@ -13,10 +13,10 @@ use hanse_state::engine::{LogWriter, MemoryEngine, RocksEngine, RocksOptions, Sh
 use hanse_state::pb::{self, compare, request_op::Request};
 use hanse_state::{Access, Store, StoreError};
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -34,10 +34,15 @@ pub fn now() -> Timestamp {
 }
 
 pub fn leaf(ca: &Ca, uri: &str) -> TlsPem {
+    leaf_at(ca, uri, Ipv4Addr::LOCALHOST.into())
+}
+
+/// For a server that listens at `ip`, and dials from 127.0.0.1.
+fn leaf_at(ca: &Ca, uri: &str, ip: IpAddr) -> TlsPem {
     let spec = LeafSpec {
         common_name: "server".into(),
         uris: vec![uri.to_owned()],
-        ips: vec![Ipv4Addr::LOCALHOST.into()],
+        ips: vec![ip, Ipv4Addr::LOCALHOST.into()],
         client: true,
         server: true,
         days: 1,
@@ -162,7 +167,7 @@ impl Cluster {
 
     pub fn add_machine(&mut self, id: NodeId) {
         // Bound once to learn a free port; the server binds it again.
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let listener = std::net::TcpListener::bind((own_address(), 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let member = Member {
             name: format!("s{id}"),
@@ -205,7 +210,11 @@ impl Cluster {
             name: machine.member.name.clone(),
             listen: machine.address.to_string(),
             data_dir: machine.dir.path().to_owned(),
-            tls: leaf(&self.ca, &format!("hanse://server/{}", machine.member.name)),
+            tls: leaf_at(
+                &self.ca,
+                &format!("hanse://server/{}", machine.member.name),
+                machine.address.ip(),
+            ),
             members,
             addresses: self
                 .links
@@ -414,6 +423,13 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, state: watch::Rec
         open(&state).await?;
         to.write_all(&buffer[..read]).await.ok()?;
     }
+}
+
+/// A loopback address that nobody else uses: on 127.0.0.1 the port of a server that is down may become that of some connection.
+fn own_address() -> Ipv4Addr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 128 | high, low, NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 async fn bind(address: SocketAddr) -> TcpListener {
