@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn table() {
+    fn known_paths() {
         let management = |rest: &str| Route::Management { rest: rest.into() };
         let cluster = |rest: &str| Route::Cluster {
             name: "eu".into(),
@@ -154,6 +154,10 @@ mod tests {
         ] {
             assert_eq!(route(path), want, "{path}");
         }
+    }
+
+    #[test]
+    fn unknown_paths() {
         for unknown in [
             "",
             "/",
