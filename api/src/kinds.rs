@@ -71,6 +71,10 @@ pub const STORAGE_ACCESS_KEYS: KindName = KindName {
     plural: "accesskeys",
     namespaced: false,
 };
+/// Events of the audit trail, by number.
+pub const AUDIT_EVENTS: KindName = loft("Event", "events", false);
+/// Where the chain of the audit trail begins and ends.
+pub const AUDIT_CHAINS: KindName = hanse("AuditChain", "auditchains", false);
 /// Regions.
 pub const REGIONS: KindName = hanse("Region", "regions", false);
 /// Servers.

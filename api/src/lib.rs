@@ -5,6 +5,7 @@
 //! Hanse has lives in `hanse.dev/v1`.
 
 pub mod access;
+pub mod audit;
 pub mod intent;
 pub mod kinds;
 pub mod meta;

@@ -29,6 +29,13 @@ impl Timestamp {
         Self(self.0.saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)))
     }
 
+    /// As Kubernetes writes `metav1.MicroTime`.
+    pub fn micros(self) -> String {
+        let millis = self.0.rem_euclid(1000);
+        let seconds = self.to_string();
+        format!("{}.{millis:03}000Z", seconds.trim_end_matches('Z'))
+    }
+
     /// How long after `earlier` this is; zero when it is not after it.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
@@ -79,6 +86,15 @@ mod tests {
         assert_eq!(serde_json::to_string(&time).unwrap(), "\"2023-11-14T22:13:20Z\"");
         let back: Timestamp = serde_json::from_str("\"2023-11-14T22:13:20Z\"").unwrap();
         assert_eq!(back.as_millis(), 1_700_000_000_000);
+    }
+
+    #[test]
+    fn parts_of_seconds_are_written_as_kubernetes_does() {
+        assert_eq!(
+            Timestamp::from_millis(1_700_000_000_045).micros(),
+            "2023-11-14T22:13:20.045000Z"
+        );
+        assert_eq!(Timestamp::from_millis(-1).micros(), "1969-12-31T23:59:59.999000Z");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use hanse_runtime::meter::Family;
 use hanse_runtime::rng::SharedRng;
 use hanse_state::engine::LogWriter;
-use hanse_state::machine::{Machine, check_range, check_txn, is_read_only};
+use hanse_state::machine::{Machine, check_audited, check_range, check_txn, is_read_only};
 use hanse_state::pb::command::command::Op;
 use hanse_state::pb::command::outcome::Answer;
 use hanse_state::pb::{self, Outcome, command};
@@ -132,6 +132,14 @@ impl Store for ReplicatedStore {
             return self.machine().read_txn(access, &req);
         }
         match self.change_as(access, Op::Txn(req)).await? {
+            Answer::Txn(response) => Ok(response),
+            _ => Err(mismatch()),
+        }
+    }
+
+    async fn txn_audited(&self, req: pb::TxnRequest, events: Vec<String>) -> Result<pb::TxnResponse, StoreError> {
+        let audited = check_audited(req, events)?;
+        match self.change_as(&Access::registry(), Op::AuditedTxn(audited)).await? {
             Answer::Txn(response) => Ok(response),
             _ => Err(mismatch()),
         }

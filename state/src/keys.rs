@@ -12,7 +12,7 @@
 
 use crate::error::StoreError;
 use bytes::Bytes;
-use hanse_api::kinds::KindName;
+use hanse_api::kinds::{AUDIT_CHAINS, AUDIT_EVENTS, KindName};
 use std::fmt;
 
 /// Longest tenant id in bytes; its length must fit one byte of the prefix.
@@ -234,6 +234,16 @@ pub fn split_object_key<'a>(kind: &KindName, key: &'a [u8]) -> Option<(&'a str, 
     } else {
         Some(("", rest))
     }
+}
+
+/// Key of an audit event.
+pub(crate) fn audit_event_key(name: &str) -> String {
+    object_key(&AUDIT_EVENTS, "", name)
+}
+
+/// Key of what says where the audit's chain begins or ends.
+pub(crate) fn audit_chain_key(name: &str) -> String {
+    object_key(&AUDIT_CHAINS, "", name)
 }
 
 #[cfg(test)]

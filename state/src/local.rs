@@ -319,6 +319,14 @@ impl Store for LocalStore {
         }
     }
 
+    async fn txn_audited(&self, req: pb::TxnRequest, events: Vec<String>) -> Result<pb::TxnResponse, StoreError> {
+        let audited = machine::check_audited(req, events)?;
+        match self.propose(&Access::registry(), Op::AuditedTxn(audited)).await? {
+            Answer::Txn(answer) => Ok(answer),
+            _ => Err(unexpected()),
+        }
+    }
+
     async fn compact(&self, access: &Access, revision: i64) -> Result<i64, StoreError> {
         match self.propose(access, Op::Compact(command::Compact { revision })).await? {
             Answer::Revision(revision) => Ok(revision),

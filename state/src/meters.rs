@@ -148,6 +148,7 @@ impl Sort {
     pub(crate) fn of(command: &Command) -> Self {
         match &command.op {
             Some(Op::Txn(txn)) => Self::of_txn(txn),
+            Some(Op::AuditedTxn(_)) => Self::Txn,
             Some(Op::LeaseGrant(_)) => Self::Grant,
             Some(Op::LeaseRevoke(_)) => Self::Revoke,
             Some(Op::LeaseKeepAlive(_)) => Self::KeepAlive,

@@ -118,7 +118,8 @@ pub enum Op {
 }
 
 impl Op {
-    fn key(&self) -> &ObjectKey {
+    /// The object that it is about.
+    pub fn key(&self) -> &ObjectKey {
         match self {
             Self::Create { key, .. }
             | Self::Update { key, .. }
@@ -213,10 +214,17 @@ impl ObjectError {
     }
 }
 
+/// Says for the audit who makes changes. Events are canonical JSON in the shape of `audit.k8s.io/v1` Event.
+pub trait Author: Send + Sync {
+    /// An event for each part of a commit that the audit shall know of.
+    fn events(&self, ops: &[Op]) -> Vec<String>;
+}
+
 /// The registry.
 #[derive(Clone)]
 pub struct Objects {
     store: Arc<dyn Store>,
+    author: Option<Arc<dyn Author>>,
 }
 
 impl fmt::Debug for Objects {
@@ -230,7 +238,22 @@ impl fmt::Debug for Objects {
 impl Objects {
     /// On top of the council's store.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store }
+        Self { store, author: None }
+    }
+
+    /// The same registry for one who makes changes: each commit carries the events that he writes, both or neither.
+    #[must_use]
+    pub fn by(&self, author: Arc<dyn Author>) -> Self {
+        Self {
+            store: Arc::clone(&self.store),
+            author: Some(author),
+        }
+    }
+
+    /// Writes audit events about what changed nothing, in order, at one revision.
+    pub async fn record(&self, events: Vec<String>) -> Result<(), ObjectError> {
+        self.store.txn_audited(pb::TxnRequest::default(), events).await?;
+        Ok(())
     }
 
     /// The store below.
@@ -334,7 +357,11 @@ impl Objects {
                 Op::Require { .. } => {}
             }
         }
-        let answer = self.store.txn(&Access::registry(), txn).await?;
+        let events = self.author.as_ref().map(|author| author.events(&ops));
+        let answer = match events.filter(|events| !events.is_empty()) {
+            Some(events) => self.store.txn_audited(txn, events).await?,
+            None => self.store.txn(&Access::registry(), txn).await?,
+        };
         if answer.succeeded {
             return Ok(answer.header.unwrap_or_default().revision);
         }

@@ -137,6 +137,9 @@ pub trait Store: Send + Sync + 'static {
     async fn range(&self, access: &Access, req: pb::RangeRequest) -> Result<pb::RangeResponse, StoreError>;
     /// Compares, then changes and reads, all or nothing.
     async fn txn(&self, access: &Access, req: pb::TxnRequest) -> Result<pb::TxnResponse, StoreError>;
+    /// As [`Store::txn`] in the registry, and in the same revision writes audit events if the compares hold: either both or
+    /// neither. The events are canonical JSON; the store chains them ([`hanse_api::audit`]).
+    async fn txn_audited(&self, req: pb::TxnRequest, events: Vec<String>) -> Result<pb::TxnResponse, StoreError>;
     /// Makes revisions below `revision` of this space unreadable. Answers the present revision.
     async fn compact(&self, access: &Access, revision: i64) -> Result<i64, StoreError>;
     /// Creates a lease; id 0: the store chooses one.

@@ -110,6 +110,11 @@ impl Store for Gate {
         Ok(answer)
     }
 
+    async fn txn_audited(&self, req: pb::TxnRequest, events: Vec<String>) -> Result<pb::TxnResponse, StoreError> {
+        let _in_flight = self.pass().await?;
+        self.inner.txn_audited(req, events).await
+    }
+
     async fn compact(&self, access: &Access, revision: i64) -> Result<i64, StoreError> {
         self.inner.compact(access, revision).await
     }

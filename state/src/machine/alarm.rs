@@ -25,6 +25,7 @@ pub(crate) fn check(space: &Space, op: &Op) -> Result<(), StoreError> {
     let raised = |kind: AlarmType| alarms.iter().any(|alarm| alarm.kind == i32::from(kind));
     let (changes, grows) = match op {
         Op::Txn(txn) => (true, growth(txn) > 0),
+        Op::AuditedTxn(_) => (true, true),
         Op::LeaseGrant(_) => (true, true),
         Op::Compact(_) | Op::LeaseRevoke(_) => (true, false),
         Op::LeaseKeepAlive(_)

@@ -9,6 +9,7 @@
 //! read from the engine, and memory is rebuilt from it at the start.
 
 mod alarm;
+mod audit;
 mod check;
 pub mod export;
 pub(crate) mod hash;
@@ -24,6 +25,7 @@ mod stage;
 mod txn;
 mod view;
 
+pub use audit::{MAX_EVENT_BYTES, MAX_EVENTS, check_audited};
 pub use check::{check_delete, check_put, check_range, check_txn, growth, is_read_only};
 
 use crate::engine::{Cf, EngineError, SharedEngine, WriteBatch};

@@ -8,9 +8,10 @@ use crate::machine::record::LeaseRecord;
 use crate::machine::space::{DROPPED, Lease, Space};
 use crate::machine::txn::Changes;
 use crate::machine::view::{Pending, header};
-use crate::machine::{COMMAND_VERSION, Fault, MAX_LEASE_TTL, MIN_LEASE_TTL, Shared, alarm, check};
+use crate::machine::{COMMAND_VERSION, Fault, MAX_LEASE_TTL, MIN_LEASE_TTL, Shared, alarm, audit, check};
 use crate::pb::command::{self, command::Op, outcome::Answer};
 use crate::pb::{self, Command};
+use hanse_api::audit::Head;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -22,6 +23,8 @@ pub(crate) struct Stage {
     pub(crate) engine: SharedEngine,
     pub(crate) revision: i64,
     pub(crate) last_at: i64,
+    /// Where the audit's chain ends; none until it was read.
+    pub(crate) chain: Option<Head>,
     pub(crate) pending: Pending,
     pub(crate) batch: WriteBatch,
     pub(crate) commits: Vec<(Arc<Space>, Arc<Commit>)>,
@@ -40,6 +43,7 @@ impl Stage {
             engine,
             revision,
             last_at,
+            chain: None,
             pending: Pending::default(),
             batch: WriteBatch::new(),
             commits: Vec::new(),
@@ -86,7 +90,12 @@ impl Stage {
         match op {
             Op::Txn(txn) => {
                 check::check_txn(&txn).map_err(Fault::Refused)?;
-                Ok(Answer::Txn(Changes::new(self, space).run(txn)?))
+                Ok(Answer::Txn(Changes::new(self, space).run(txn, &[])?))
+            }
+            Op::AuditedTxn(audited) => {
+                audit::check(&space.name, &audited).map_err(Fault::Refused)?;
+                let txn = audited.txn.unwrap_or_default();
+                Ok(Answer::Txn(Changes::new(self, space).run(txn, &audited.events)?))
             }
             Op::Compact(compact) => self.compact(&space, compact.revision),
             Op::LeaseGrant(grant) => self.grant(&space, &grant),

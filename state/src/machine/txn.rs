@@ -15,6 +15,8 @@ use crate::machine::stage::Stage;
 use crate::machine::view::{View, header};
 use crate::pb::{self, request_op::Request, response_op::Response};
 use bytes::Bytes;
+use hanse_api::audit::{HEAD, Head};
+use hanse_runtime::pki::sha256_hex;
 use std::sync::Arc;
 
 /// Which branch each transaction of a tree takes.
@@ -133,12 +135,15 @@ impl<'a> Changes<'a> {
         }
     }
 
-    /// Does a transaction.
-    pub(crate) fn run(mut self, req: pb::TxnRequest) -> Result<pb::TxnResponse, Fault> {
+    /// Does a transaction, and audits it by `events` if its compares hold.
+    pub(crate) fn run(mut self, req: pb::TxnRequest, events: &[String]) -> Result<pb::TxnResponse, Fault> {
         let view = self.view();
         let path = Path::choose(&view, &req).map_err(Fault::Fatal)?;
         path.check(&view, &req).map_err(Fault::Refused)?;
         let mut answer = self.branch(req, &path)?;
+        if path.succeeded && !events.is_empty() {
+            self.audit(events)?;
+        }
         answer.header = header(self.revision());
         self.finish();
         Ok(answer)
@@ -151,6 +156,42 @@ impl<'a> Changes<'a> {
         }
         self.finish();
         Ok(())
+    }
+
+    /// Chains events to those before and writes them, in the revision of the changes.
+    fn audit(&mut self, events: &[String]) -> Result<(), Fault> {
+        let mut head = match self.stage.chain.take() {
+            Some(head) => head,
+            None => self.chain_head()?,
+        };
+        for event in events {
+            let link = head.chain(self.base + 1, self.stage.last_at, event, sha256_hex);
+            head = link.head();
+            self.write(keys::audit_event_key(&link.name()), link.object(event))?;
+        }
+        self.write(keys::audit_chain_key(HEAD), head.object(HEAD))?;
+        self.stage.chain = Some(head);
+        Ok(())
+    }
+
+    /// Where the chain ends, as it is stored.
+    fn chain_head(&self) -> Result<Head, Fault> {
+        let key: Bytes = keys::audit_chain_key(HEAD).into();
+        let Some(version) = self.latest(&key) else {
+            return Ok(Head::start(self.space.name.group().0));
+        };
+        let stored = self.key_value(&key, &version)?;
+        let unreadable = || Fault::Fatal(StoreError::Corrupt("the audit's chain has no readable end".to_owned()));
+        Head::of_object(&stored.value).ok_or_else(unreadable)
+    }
+
+    fn write(&mut self, key: String, value: String) -> Result<(), Fault> {
+        let put = pb::PutRequest {
+            key: key.into(),
+            value: value.into(),
+            ..Default::default()
+        };
+        self.put(put).map(|_| ())
     }
 
     fn view(&self) -> View<'_> {
