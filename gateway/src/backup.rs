@@ -3,6 +3,7 @@
 
 use crate::apiserver::backend::failed;
 use crate::apiserver::not_allowed;
+use crate::audit::Facts;
 use crate::authn::Identity;
 use crate::authz::{Asker, forbidden};
 use crate::body::{Body, Response};
@@ -36,6 +37,7 @@ pub(crate) async fn serve(
     request: &Parts,
     identity: Identity,
     principal: Principal,
+    facts: &Facts,
 ) -> Result<Response, Box<Status>> {
     let asker = Asker {
         backend: &inner.backend,
@@ -51,6 +53,7 @@ pub(crate) async fn serve(
     let query = query.map_err(|fault| Box::new(Status::new(Reason::BadRequest, fault)))?;
     let of = wanted(&inner, &query).await?;
     let place = inner.place()?;
+    inner.recorder.record(facts.begun(inner.parts.clock.wall())).await?;
     let limit = inner.parts.limits.request;
     let begun = timeout(inner.parts.clock.as_ref(), limit, inner.parts.backups.take(of.clone())).await;
     let begun = begun.map_err(|_| Box::new(Status::new(Reason::Timeout, "the backup did not begin in time")))?;

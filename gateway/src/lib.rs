@@ -6,6 +6,7 @@
 //! - `router`: from a path to the part that answers.
 //! - `authn`, `authz`: who asks, and whether he may; `directory`: teams and roles, kept at hand.
 //! - `oidc`: logins by identity providers.
+//! - `audit`: who did what, into the trail.
 //! - `kinds`, `apiserver`: the table of kinds, and the machinery around it.
 //! - `proxy`: requests for other API servers; the outgoing request is built anew from what is allowed.
 //! - `ops`: health, version, metrics; `backup`: everything that the store holds, for administrators.
@@ -14,6 +15,7 @@
 
 mod answer;
 mod apiserver;
+mod audit;
 mod authn;
 mod authz;
 mod backup;
@@ -36,13 +38,16 @@ pub use authn::{ACCESS_KEY_PREFIX, ENROLMENT_TOKEN_PREFIX, access_key, enrolment
 pub use error::GatewayError;
 pub use listen::tls_config;
 pub use oidc::{Oidc, OidcFiles, OidcIssuer};
-pub use parts::{BackupOf, BackupStream, Backups, ClusterStatus, GatewayParts, Limits};
+pub use parts::{AuditKept, BackupOf, BackupStream, Backups, ClusterStatus, GatewayParts, Limits};
 
 use apiserver::backend::Backend;
+use audit::recorder::Recorder;
+use audit::retention;
 use authn::Authenticator;
 use authn::revocation::{Changes, watch_rights};
 use directory::Directory;
 use hanse_runtime::shutdown::{Phase, Shutdown};
+use hanse_runtime::supervisor::TaskKind;
 use meters::Meters;
 use std::fmt;
 use std::sync::Arc;
@@ -70,6 +75,7 @@ pub(crate) struct Inner {
     pub(crate) requests: Arc<Semaphore>,
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) meters: Meters,
+    pub(crate) recorder: Recorder,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -98,6 +104,7 @@ impl Gateway {
             streams: Arc::new(Semaphore::new(parts.limits.streams)),
             meters: Meters::new(&parts.metrics),
             shutdown: parts.supervisor.shutdown_token(),
+            recorder: audited(&parts),
             backend,
             parts,
         };
@@ -108,6 +115,24 @@ impl Gateway {
     pub async fn serve(&self, listener: TcpListener, tls: Arc<rustls::ServerConfig>) -> Result<(), GatewayError> {
         listen::serve(Arc::clone(&self.inner), listener, tls).await
     }
+}
+
+/// Starts what keeps the audit trail.
+fn audited(parts: &GatewayParts) -> Recorder {
+    let GatewayParts {
+        objects,
+        clock,
+        supervisor,
+        limits,
+        ..
+    } = parts;
+    let (recorder, writing) = Recorder::new(objects.clone(), clock.clone(), &parts.metrics);
+    // The phase after requests have ended, and before the store goes.
+    let stop = supervisor.shutdown_token().phase(Phase::Controllers);
+    supervisor.spawn(TaskKind::Controller, "audit", writing.run(stop.clone()));
+    let trim = retention::run(objects.clone(), clock.clone(), limits.audit.clone(), stop);
+    supervisor.spawn(TaskKind::Controller, "audit retention", trim);
+    recorder
 }
 
 impl Inner {

@@ -11,6 +11,7 @@
 //! 9. The route, with its own authorization; short requests with a deadline.
 
 use crate::apiserver::{self, ApiRequest, EndOf};
+use crate::audit::{self, Facts};
 use crate::authn::{Identity, impersonate};
 use crate::body::{Body, Response};
 use crate::meters::Counted;
@@ -26,7 +27,7 @@ use hanse_api::access::{Principal, Target};
 use hanse_api::status::{Reason, Status};
 use hanse_runtime::clock::timeout;
 use http::header::{CONNECTION, HeaderValue};
-use http::{Request, Version};
+use http::{Method, Request, Version};
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -34,26 +35,39 @@ use std::sync::Arc;
 /// Answers one request. Never fails: what goes wrong is an answer.
 pub(crate) async fn handle(inner: Arc<Inner>, request: Request<Body>, client: IpAddr) -> Response {
     let id = inner.parts.rng.uuid();
-    let (method, version) = (request.method().clone(), request.version());
+    let version = request.version();
+    let facts = Arc::new(Facts::new(id, &request, client, inner.parts.clock.wall()));
     let route = route(request.uri().path());
     let label = route.label();
     let (started, _counted) = (inner.parts.clock.mono(), Counted::new(&inner.meters.in_flight));
-    let work = admit(Arc::clone(&inner), request, route, id.clone(), client);
+    let login = matches!(route, Route::Login(_));
+    let work = admit(Arc::clone(&inner), request, route, Arc::clone(&facts));
     let outcome = AssertUnwindSafe(work).catch_unwind().await;
     let mut response = match outcome {
-        Ok(Ok(response)) => response,
-        Ok(Err(status)) => answer::failure(&status),
+        Ok(Ok(response)) => {
+            // A refused login is a page for people.
+            if login && matches!(response.status().as_u16(), 401 | 403) {
+                denied(&inner, &facts, response.status().as_u16(), "the login was refused");
+            }
+            response
+        }
+        Ok(Err(status)) => {
+            if let Some((code, why)) = audit::refusal(&status) {
+                denied(&inner, &facts, code, why);
+            }
+            answer::failure(&status)
+        }
         Err(panic) => {
             inner.meters.panics.inc();
             let text = panic.downcast_ref::<&str>().copied().unwrap_or("no message");
-            tracing::error!(audit_id = id, panic = text, "a request ended in a panic");
+            tracing::error!(audit_id = facts.id, panic = text, "a request ended in a panic");
             answer::failure(&Status::new(
                 Reason::InternalError,
                 "the server failed; the fault is in its log",
             ))
         }
     };
-    if let Ok(value) = HeaderValue::from_str(&id) {
+    if let Ok(value) = HeaderValue::from_str(&facts.id) {
         response.headers_mut().insert(proxy::AUDIT_ID, value);
     }
     // A server that goes away tells its clients so; HTTP/2 has GOAWAY for that.
@@ -63,17 +77,23 @@ pub(crate) async fn handle(inner: Arc<Inner>, request: Request<Body>, client: Ip
             .insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let took = inner.parts.clock.mono().saturating_sub(started);
-    inner.meters.answered(label, &method, response.status().as_u16(), took);
-    tracing::debug!(audit_id = id, route = label, %method, code = response.status().as_u16(), ?took, "answered");
+    let (method, code) = (&facts.method, response.status().as_u16());
+    inner.meters.answered(label, method, code, took);
+    tracing::debug!(audit_id = facts.id, route = label, %method, code, ?took, "answered");
     response
+}
+
+fn denied(inner: &Inner, facts: &Facts, code: u16, why: &str) {
+    if let Some(denial) = facts.denied(code, why, inner.parts.clock.wall()) {
+        inner.recorder.denied(denial);
+    }
 }
 
 async fn admit(
     inner: Arc<Inner>,
     request: Request<Body>,
     route: Route,
-    id: String,
-    client: IpAddr,
+    facts: Arc<Facts>,
 ) -> Result<Response, Box<Status>> {
     if route.is_public() {
         return public(&inner, &request, &route);
@@ -83,24 +103,25 @@ async fn admit(
         .map_err(|_| inner.too_many())?;
     let route = match (route, inner.parts.oidc.clone()) {
         // Boxed: a login is rare, and its state would be part of that of every request.
-        (Route::Login(place), Some(oidc)) => return login(inner, oidc, request, place).boxed().await,
+        (Route::Login(place), Some(oidc)) => return login(inner, oidc, request, place, facts).boxed().await,
         (route, _) => route,
     };
     let identity = inner.authenticator.authenticate(request.headers()).await?;
-    let principal = impersonate::effective(&identity.principal, request.headers())?;
+    let principal = impersonate::effective(&identity.principal, request.headers())
+        .inspect_err(|_| facts.known(&identity, &identity.principal))?;
+    facts.known(&identity, &principal);
     let (upstream, rest) = match route {
         Route::Health(_) | Route::Version => return public(&inner, &request, &route),
         Route::Metrics => return metrics(&inner, request.method(), &principal).await,
-        Route::Backup => return backup::serve(inner, &request.into_parts().0, identity, principal).await,
-        Route::Management { rest } => return management(inner, request, &rest, identity, principal).await,
+        Route::Backup => return backup::serve(inner, &request.into_parts().0, identity, principal, &facts).await,
+        Route::Management { rest } => return management(inner, request, &rest, identity, principal, facts).await,
         Route::Unknown | Route::Login(_) => return Err(apiserver::unknown()),
         Route::Tenant { project, name, rest } => (Upstream::Tenant { project, name }, rest),
         Route::Cluster { name, rest } => (Upstream::Cluster { name }, rest),
     };
     let proxied = Proxied {
         inner,
-        id,
-        client,
+        facts,
         identity,
         principal,
         upstream,
@@ -128,12 +149,14 @@ async fn login(
     oidc: Arc<Oidc>,
     request: Request<Body>,
     place: Place,
+    facts: Arc<Facts>,
 ) -> Result<Response, Box<Status>> {
     let limit = inner.parts.limits.request;
+    let audited = inner.backend.by(audit::Writer::new(facts, inner.parts.clock.clone()));
     let served = timeout(
         inner.parts.clock.as_ref(),
         limit,
-        oidc::serve(&inner, &oidc, request, place),
+        oidc::serve(&audited, &oidc, request, place),
     );
     served.await.unwrap_or_else(|_| {
         let message = format!("the login was not done within {} s; begin again", limit.as_secs());
@@ -141,9 +164,9 @@ async fn login(
     })
 }
 
-async fn metrics(inner: &Inner, method: &http::Method, principal: &Principal) -> Result<Response, Box<Status>> {
+async fn metrics(inner: &Inner, method: &Method, principal: &Principal) -> Result<Response, Box<Status>> {
     authz::authorize(&inner.backend, principal, &["get"], &Target::Path("/metrics")).await?;
-    if method != http::Method::GET {
+    if method != Method::GET {
         return Err(apiserver::not_allowed());
     }
     Ok(ops::metrics(&inner.parts.metrics))
@@ -155,6 +178,7 @@ async fn management(
     path: &str,
     identity: Identity,
     principal: Principal,
+    facts: Arc<Facts>,
 ) -> Result<Response, Box<Status>> {
     let (head, body) = request.into_parts();
     if proxy::wants_upgrade(&head.headers, head.version)? {
@@ -167,6 +191,13 @@ async fn management(
         Query::parse(head.uri.query().unwrap_or_default()).map_err(|e| Box::new(Status::new(Reason::BadRequest, e)))?;
     let info = apiserver::info(&head.method, path, &query)?;
     let end = watch_end(&inner, &info, &identity, &principal)?;
+    let audited;
+    let backend = if matches!(head.method, Method::GET | Method::HEAD) {
+        &inner.backend
+    } else {
+        audited = inner.backend.by(audit::Writer::new(facts, inner.parts.clock.clone()));
+        &audited
+    };
     let request = ApiRequest {
         method: &head.method,
         path,
@@ -179,12 +210,7 @@ async fn management(
         end,
     };
     let limit = inner.parts.limits.request;
-    let served = timeout(
-        inner.parts.clock.as_ref(),
-        limit,
-        apiserver::serve(&inner.backend, request),
-    )
-    .await;
+    let served = timeout(inner.parts.clock.as_ref(), limit, apiserver::serve(backend, request)).await;
     served.unwrap_or_else(|_| {
         let message = format!(
             "the request was not done within {} s; look before you try again",

@@ -69,6 +69,8 @@ pub struct Limits {
     pub proxy_head: Duration,
     /// Time that streams get after a drain began.
     pub drain: Duration,
+    /// What is kept of the audit trail.
+    pub audit: AuditKept,
 }
 
 impl Default for Limits {
@@ -83,6 +85,25 @@ impl Default for Limits {
             request: Duration::from_secs(60),
             proxy_head: Duration::from_secs(65),
             drain: Duration::from_secs(2),
+            audit: AuditKept::default(),
+        }
+    }
+}
+
+/// How much of the audit trail is kept. What comes first counts.
+#[derive(Clone, Debug)]
+pub struct AuditKept {
+    /// Events at most.
+    pub events: u64,
+    /// Age of an event at most.
+    pub age: Duration,
+}
+
+impl Default for AuditKept {
+    fn default() -> Self {
+        Self {
+            events: 100_000,
+            age: Duration::from_secs(90 * 24 * 3600),
         }
     }
 }

@@ -8,7 +8,7 @@ use hanse_api::status::{Cause, Details, Reason, Status};
 use hanse_runtime::clock::{SharedClock, timeout};
 use hanse_runtime::rng::SharedRng;
 use hanse_state::StoreError;
-use hanse_state::objects::{ObjectError, Objects, Page, Stored};
+use hanse_state::objects::{Author, ObjectError, Objects, Page, Stored};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +34,13 @@ pub(crate) struct Backend {
 }
 
 impl Backend {
+    /// The same for one request that changes something: its changes carry their audit events.
+    pub(crate) fn by(&self, author: Arc<dyn Author>) -> Self {
+        let mut audited = self.clone();
+        audited.objects = self.objects.by(author);
+        audited
+    }
+
     /// The stored object with its `resourceVersion`.
     pub(crate) fn parse(stored: &Stored) -> Result<Value, Box<Status>> {
         let mut value: Value = serde_json::from_slice(&stored.value).map_err(|e| {

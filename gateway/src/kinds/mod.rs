@@ -2,6 +2,7 @@
 //! machinery in [`crate::apiserver`] knows none by name.
 
 mod access_key;
+mod audit;
 mod cluster;
 mod cluster_role_template;
 mod events;
@@ -215,6 +216,8 @@ pub(crate) static KINDS: &[&dyn Kind] = &[
     &cluster_role_template::ClusterRoleTemplates,
     &access_key::AccessKeys,
     &identity::Identities,
+    &audit::AuditEvents,
+    &audit::AuditChains,
     &region::Regions,
     &server::Servers,
 ];

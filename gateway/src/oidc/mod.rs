@@ -21,7 +21,7 @@ pub use settings::OidcIssuer;
 pub(crate) use person::{Person, identity_name};
 pub(crate) use provider::Refusal;
 
-use crate::Inner;
+use crate::apiserver::backend::Backend;
 use crate::apiserver::not_allowed;
 use crate::body::{self, Body, Response};
 use crate::error::GatewayError;
@@ -187,7 +187,7 @@ impl Place {
 
 /// Answers a request of a login, for a caller that nobody knows yet.
 pub(crate) async fn serve(
-    inner: &Inner,
+    backend: &Backend,
     oidc: &Oidc,
     request: Request<Body>,
     place: Place,
@@ -199,10 +199,7 @@ pub(crate) async fn serve(
     let for_people = place.is_for_people();
     let (head, body) = request.into_parts();
     let query = Query::parse(head.uri.query().unwrap_or_default()).unwrap_or_default();
-    let desk = Desk {
-        oidc,
-        backend: &inner.backend,
-    };
+    let desk = Desk { oidc, backend };
     let answer = if place.takes_post() {
         let body = body::read(&head.headers, body, MAX_BODY).await?;
         desk.post(&place, &body).await
@@ -218,7 +215,7 @@ pub(crate) async fn serve(
 /// What all steps of logins stand on.
 struct Desk<'a> {
     oidc: &'a Oidc,
-    backend: &'a crate::apiserver::backend::Backend,
+    backend: &'a Backend,
 }
 
 /// A fault, in the form that its reader understands.

@@ -14,6 +14,7 @@ pub(crate) mod upgrade;
 pub(crate) use headers::AUDIT_ID;
 
 use crate::apiserver::backend::{Backend, failed};
+use crate::audit::{self, Facts};
 use crate::authn::Identity;
 use crate::authn::impersonate::tenant_groups;
 use crate::body::{Body, Response};
@@ -31,7 +32,6 @@ use hanse_tunnel::{RequestHead, Target};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Request, Version};
 use path::RequestInfo;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
@@ -49,9 +49,7 @@ pub(crate) enum Upstream {
 /// What is known of a request beside itself.
 pub(crate) struct Proxied<'a> {
     pub(crate) inner: Arc<Inner>,
-    /// Its audit id.
-    pub(crate) id: String,
-    pub(crate) client: IpAddr,
+    pub(crate) facts: Arc<Facts>,
     pub(crate) identity: Identity,
     /// Who it runs as.
     pub(crate) principal: Principal,
@@ -94,9 +92,13 @@ pub(crate) async fn serve(call: Proxied<'_>, mut request: Request<Body>) -> Resu
     let principal = outgoing_principal(&call, &target.borrow()).await;
     let verbs = verbs.into_iter().map(str::to_owned).collect();
     let (cluster, at) = locate(&call.inner.backend, &call.upstream).await?;
+    if audit::is_sensitive(&info) {
+        let event = call.facts.begun(call.inner.parts.clock.wall());
+        call.inner.recorder.record(event).await?;
+    }
     let facts = headers::Facts {
-        audit_id: &call.id,
-        client: call.client,
+        audit_id: &call.facts.id,
+        client: call.facts.source,
         upgrade: protocol,
         app_proxy: info.is_app_proxy(),
     };
@@ -106,7 +108,7 @@ pub(crate) async fn serve(call: Proxied<'_>, mut request: Request<Body>) -> Resu
         principal,
         cluster: cluster.clone(),
         target: at.clone(),
-        request_id: call.id.clone(),
+        request_id: call.facts.id.clone(),
         not_after: call.inner.parts.clock.wall().plus(ASSERTION_LIFE),
     });
     let assertion = assertion.map_err(|error| {
@@ -118,7 +120,7 @@ pub(crate) async fn serve(call: Proxied<'_>, mut request: Request<Body>) -> Resu
         ))
     })?;
     let head = RequestHead {
-        request_id: call.id.clone(),
+        request_id: call.facts.id.clone(),
         target: at,
         assertion,
         method: request.method().clone(),

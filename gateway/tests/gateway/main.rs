@@ -9,6 +9,7 @@
 
 mod access;
 mod attacks;
+mod audit;
 mod backup;
 mod fields;
 mod kubectl;

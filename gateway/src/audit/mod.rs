@@ -1,0 +1,276 @@
+//! The audit trail's end at the gateway: who did what, from where.
+//!
+//! - [`event`]: events in the shape of `audit.k8s.io/v1`, without anything secret.
+//! - A change carries its event in its own transaction: the registry that a request changes objects through knows the request
+//!   ([`Writer`]), so there is nothing to remember at the places that change something.
+//! - [`recorder`]: what changes nothing and must be known all the same (denials, failed logins, sessions and sensitive reads).
+//! - [`retention`]: takes out the oldest events by number and age.
+//!
+//! How events are chained is the store's (`hanse_api::audit`); why it is so, docs/design/0014-audit.md.
+
+pub(crate) mod event;
+mod folded;
+pub(crate) mod recorder;
+pub(crate) mod retention;
+
+use crate::authn::Identity;
+use crate::proxy::path::{self, RequestInfo};
+use crate::query::Query;
+use crate::router::{Route, route};
+use event::{About, Reference, Stage};
+use hanse_api::access::Principal;
+use hanse_api::kinds::{ACCESS_KEYS, LOGIN_GRANTS, SPENT_LOGINS};
+use hanse_api::status::Status;
+use hanse_api::{ObjectMeta, Timestamp};
+use hanse_runtime::clock::SharedClock;
+use hanse_state::objects::{Author, Op};
+use http::header::{AUTHORIZATION, HeaderValue, SEC_WEBSOCKET_PROTOCOL, USER_AGENT};
+use http::{Method, Request, Uri};
+use serde::Deserialize;
+use serde_json::Value;
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+
+/// Objects that requests are tied together with and that nobody asked for.
+const UNSEEN: [&str; 3] = [LOGIN_GRANTS.plural, SPENT_LOGINS.plural, "projectguards"];
+
+/// What is known of a request whatever becomes of it. Made for every request, so it holds handles and copies nothing.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) id: String,
+    pub(crate) received: Timestamp,
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) agent: Option<HeaderValue>,
+    pub(crate) source: IpAddr,
+    /// Whether the caller showed anything by which he could be known.
+    credentials: bool,
+    who: OnceLock<Who>,
+}
+
+/// A caller whose credentials hold.
+#[derive(Debug)]
+pub(crate) struct Who {
+    pub(crate) user: Principal,
+    /// Id of his access key.
+    pub(crate) key: String,
+    /// Who the request runs as, if that is somebody else.
+    pub(crate) impersonated: Option<Principal>,
+}
+
+impl Facts {
+    pub(crate) fn new<B>(id: String, request: &Request<B>, source: IpAddr, received: Timestamp) -> Self {
+        let headers = request.headers();
+        Self {
+            id,
+            received,
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            agent: headers.get(USER_AGENT).cloned(),
+            source,
+            credentials: headers.contains_key(AUTHORIZATION) || headers.contains_key(SEC_WEBSOCKET_PROTOCOL),
+            who: OnceLock::new(),
+        }
+    }
+
+    /// Notes whose credentials hold, and who the request runs as.
+    pub(crate) fn known(&self, identity: &Identity, principal: &Principal) {
+        self.who.get_or_init(|| Who {
+            user: identity.principal.clone(),
+            key: identity.key.clone(),
+            impersonated: (*principal != identity.principal).then(|| principal.clone()),
+        });
+    }
+
+    pub(crate) fn who(&self) -> Option<&Who> {
+        self.who.get()
+    }
+
+    /// Whose API is asked, and what for.
+    fn asks(&self) -> Asks {
+        let (target, rest) = match route(self.uri.path()) {
+            Route::Management { rest } => ("management".to_owned(), Some(rest)),
+            Route::Tenant { project, name, rest } => (format!("tenant/{project}/{name}"), Some(rest)),
+            Route::Cluster { name, rest } => (format!("cluster/{name}"), Some(rest)),
+            Route::Login(_) => ("login".to_owned(), None),
+            _ => ("server".to_owned(), None),
+        };
+        let query = Query::parse(self.uri.query().unwrap_or_default()).unwrap_or_default();
+        let info = rest.and_then(|rest| path::parse(&rest, &self.method, &query).ok());
+        let verb = match &info {
+            Some(info) => info.verb.clone(),
+            None if target == "login" => target.clone(),
+            None => self.method.as_str().to_ascii_lowercase(),
+        };
+        Asks { target, verb, info }
+    }
+
+    /// The event of a request that is about to be let in, before anything of it happens.
+    pub(crate) fn begun(&self, now: Timestamp) -> String {
+        let asks = self.asks();
+        let about = About {
+            target: &asks.target,
+            verb: &asks.verb,
+            reference: asks.info.as_ref().and_then(Reference::of_request),
+            stage: Stage::RequestReceived,
+            code: None,
+            refusal: None,
+            user: None,
+        };
+        event::text(self, &about, now)
+    }
+
+    /// The event of a request that was refused: what it is known by, and how it reads.
+    pub(crate) fn denied(&self, code: u16, why: &str, now: Timestamp) -> Option<folded::Denial> {
+        let login = matches!(route(self.uri.path()), Route::Login(_));
+        // Whoever shows nothing is told to log in; that is no denial.
+        if self.who().is_none() && !login && !self.credentials {
+            return None;
+        }
+        let asks = self.asks();
+        let about = About {
+            target: &asks.target,
+            verb: &asks.verb,
+            reference: asks.info.as_ref().and_then(Reference::of_request),
+            stage: Stage::ResponseComplete,
+            code: Some(code),
+            refusal: Some(why),
+            user: None,
+        };
+        let user = self.who().map(|who| who.user.user.clone());
+        let key = folded::Key {
+            // Whoever is not known can ask for any number of things: all are one.
+            what: if user.is_some() {
+                self.uri.path().to_owned()
+            } else {
+                asks.target.clone()
+            },
+            verb: if user.is_some() {
+                asks.verb.clone()
+            } else {
+                String::new()
+            },
+            user: user.unwrap_or_default(),
+            source: self.source,
+            code,
+        };
+        let event = event::value(self, &about, now);
+        Some(folded::Denial { key, event })
+    }
+}
+
+/// What a request asks for.
+struct Asks {
+    target: String,
+    verb: String,
+    info: Option<RequestInfo>,
+}
+
+/// Whether a request to a tenant or connected cluster is one that the audit knows of before it begins: it opens a session,
+/// reads secrets, or makes credentials.
+pub(crate) fn is_sensitive(info: &RequestInfo) -> bool {
+    if !info.is_resource || !info.group.is_empty() {
+        return false;
+    }
+    match (info.resource.as_str(), info.subresource.as_str()) {
+        ("pods", "exec" | "attach" | "portforward") | ("serviceaccounts", "token") => true,
+        ("secrets", _) => matches!(info.verb.as_str(), "get" | "list" | "watch"),
+        _ => false,
+    }
+}
+
+/// Writes the events of what a request changes.
+pub(crate) struct Writer {
+    facts: Arc<Facts>,
+    clock: SharedClock,
+}
+
+impl Writer {
+    pub(crate) fn new(facts: Arc<Facts>, clock: SharedClock) -> Arc<Self> {
+        Arc::new(Self { facts, clock })
+    }
+}
+
+/// Of an object as it is stored, what an event says about it.
+#[derive(Deserialize)]
+struct Named {
+    #[serde(default)]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Value,
+}
+
+impl Author for Writer {
+    fn events(&self, ops: &[Op]) -> Vec<String> {
+        let now = self.clock.wall();
+        let asks = self.facts.asks();
+        let seen = |op: &&Op| !matches!(op, Op::Require { .. }) && !UNSEEN.contains(&op.key().kind.plural);
+        let logged_in = ops.iter().find_map(|op| match op {
+            Op::Create { key, value } if key.kind == ACCESS_KEYS && self.facts.who().is_none() => {
+                let key: Named = serde_json::from_slice(value).ok()?;
+                key.spec["user"].as_str().map(str::to_owned)
+            }
+            _ => None,
+        });
+        let event = |op: &Op| {
+            let object = match op {
+                Op::Create { value, .. } | Op::Update { value, .. } => serde_json::from_slice::<Named>(value).ok(),
+                Op::Delete { .. } | Op::Require { .. } => None,
+            };
+            let mut reference = Reference::of_object(op.key(), object.map(|named| named.metadata.uid));
+            let asked = asks.info.as_ref().filter(|info| info.resource == op.key().kind.plural);
+            if let Some(info) = asked {
+                reference.subresource.clone_from(&info.subresource);
+            }
+            let about = About {
+                target: &asks.target,
+                verb: &asks.verb,
+                reference: Some(reference),
+                stage: Stage::ResponseComplete,
+                code: Some(if matches!(op, Op::Create { .. }) { 201 } else { 200 }),
+                refusal: None,
+                user: logged_in.as_deref(),
+            };
+            event::text(&self.facts, &about, now)
+        };
+        ops.iter().filter(seen).map(event).collect()
+    }
+}
+
+/// Why a request was refused, if that is for the audit.
+pub(crate) fn refusal(status: &Status) -> Option<(u16, &str)> {
+    matches!(status.code, 401 | 403).then_some((status.code, status.message.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_and_secrets_are_sensitive() {
+        let sensitive = |method: &str, path: &str| {
+            let (path, query) = path.split_once('?').unwrap_or((path, ""));
+            let query = Query::parse(query).unwrap();
+            is_sensitive(&path::parse(path, &method.parse().unwrap(), &query).unwrap())
+        };
+        for (method, path) in [
+            ("GET", "/api/v1/namespaces/a/pods/x/exec?command=sh"),
+            ("POST", "/api/v1/namespaces/a/pods/x/attach"),
+            ("GET", "/api/v1/namespaces/a/pods/x/portforward"),
+            ("GET", "/api/v1/secrets"),
+            ("GET", "/api/v1/namespaces/a/secrets/s"),
+            ("GET", "/api/v1/namespaces/a/secrets?watch=1"),
+            ("POST", "/api/v1/namespaces/a/serviceaccounts/s/token"),
+        ] {
+            assert!(sensitive(method, path), "{method} {path}");
+        }
+        for (method, path) in [
+            ("GET", "/api/v1/namespaces/a/pods/x/log"),
+            ("POST", "/api/v1/namespaces/a/secrets"),
+            ("GET", "/apis/x.io/v1/secrets"),
+            ("GET", "/version"),
+        ] {
+            assert!(!sensitive(method, path), "{method} {path}");
+        }
+    }
+}
