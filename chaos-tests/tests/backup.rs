@@ -213,6 +213,29 @@ async fn list_restored(world: &World, context: &str, wanted: &str, unwanted: &st
     }
 }
 
+/// The audit trail holds, and goes on from a place that was known; answers the new one.
+async fn audit_holds(world: &World, known: Option<&str>) -> Result<String> {
+    let mut args = vec!["audit", "verify"];
+    args.extend(known.iter().flat_map(|known| ["--known", known]));
+    let checked = hanse_json(world, &args)?;
+    let (last, hash) = (checked["last"].as_u64(), checked["hash"].as_str());
+    let place = format!("{}:{}", last.context("a number")?, hash.context("a hash")?);
+    ensure!(last > Some(0), "nothing was audited: {checked}");
+    let begun = Instant::now();
+    loop {
+        // Denials come after their answer.
+        let denied = hanse_json(world, &["audit", "list", "--user", "ann", "--denied"])?;
+        if denied.to_string().contains("/backup") {
+            return Ok(place);
+        }
+        ensure!(
+            begun.elapsed() < LIMIT,
+            "ann's denied backup is not in the trail: {denied}"
+        );
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_system_comes_back_from_a_backup_taken_under_load() -> Result<()> {
     let world = Arc::new(World::up(32)?);
@@ -220,6 +243,7 @@ async fn a_lost_system_comes_back_from_a_backup_taken_under_load() -> Result<()>
     let dir = tempfile::tempdir()?;
     let files = Files::in_dir(dir.path())?;
     only_administrators(&world, dir.path())?;
+    let known = audit_holds(&world, None).await?;
     let mut writes = config_maps(&world.client(&context).await?, "w");
     writes.more(SOME).await?;
     let before = writes.acknowledged();
@@ -241,6 +265,12 @@ async fn a_lost_system_comes_back_from_a_backup_taken_under_load() -> Result<()>
     let (first, last) = (before.first().context("a write")?, all.last().context("a write")?);
     let found = list_restored(&world, &context, first, last).await?;
     none_missing("writes acknowledged before the backup", &before, &found)?;
+    audit_holds(&world, Some(&known)).await?;
+    world.hanse(&["user", "create", "bert"])?;
+    ensure!(
+        audit_holds(&world, Some(&known)).await? != known,
+        "the restored trail did not grow"
+    );
     let mut more = config_maps(&world.client(&context).await?, "after");
     more.more(SOME).await.context("the restored system takes writes")?;
     more.stop().await?;

@@ -199,7 +199,7 @@ pub(crate) enum MembersCommand {
 const LIFE_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// `90s`, `5m`, `12h` or `30d`.
-fn parse_life(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_life(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: u64 = digits
         .parse()

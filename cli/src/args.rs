@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::access_args::{AuthCommand, KeyCommand, MembersCommand, TeamCommand, UserCommand};
+use crate::audit_args::AuditCommand;
 use crate::backup_args::{BackupArgs, RestoreArgs};
 use crate::error::EXIT_CODES;
 use crate::output::Format;
@@ -266,6 +267,11 @@ pub(crate) enum Command {
     Members {
         #[command(subcommand)]
         command: MembersCommand,
+    },
+    /// Show, check and export the trail of who did what; for administrators
+    Audit {
+        #[command(subcommand)]
+        command: AuditCommand,
     },
     /// Write everything that the system holds, or one tenant's key space, into a file, while it serves; for administrators
     Backup(BackupArgs),

@@ -1,6 +1,6 @@
 //! `hanse`: the roles (server, agent, front door), the installation of one machine, and the verbs of its users.
 //!
-//! - [`args`], [`access_args`], [`backup_args`]: the command line. [`error`]: failures and exit codes. [`output`]: tables, documents, progress.
+//! - [`args`], [`access_args`], [`audit_args`], [`backup_args`]: the command line. [`error`]: failures and exit codes. [`output`]: tables, documents, progress.
 //! - [`client`]: HTTPS and the management API. [`logins`]: where the user is logged in. [`kubeconfig`]: contexts.
 //! - [`local`]: `up`, `down`, `kill`, `start`. [`front_door`]: the pass-through before the gateways of one machine.
 //! - [`verbs`]: the rest of what users do. [`role`]: the processes that this program can be; [`store`]: one of them, in
@@ -9,6 +9,7 @@
 mod access_args;
 mod app;
 mod args;
+mod audit_args;
 mod backup_args;
 mod client;
 mod error;
@@ -30,7 +31,7 @@ use kubeconfig::Names;
 use local::{down, region, up};
 use std::process::ExitCode;
 use verbs::sso::Way;
-use verbs::{auth, backup, connect, create, key, list, login, people, status, version};
+use verbs::{audit, auth, backup, connect, create, key, list, login, people, status, version};
 
 // A fifth of a busy store's time went into the C library's allocator. RocksDB's allocations come here as well.
 #[global_allocator]
@@ -91,6 +92,7 @@ async fn verb(app: &App, command: Command) -> Result<()> {
         Command::User { command } => people::user(app, command).await,
         Command::Team { command } => people::team(app, command).await,
         Command::Members { command } => people::members(app, command).await,
+        Command::Audit { command } => audit::audit(app, &command).await,
         Command::Backup(args) => backup::backup(app, &args).await,
         Command::Status { output } => status::status(app, output.output).await,
         Command::Version { output } => version::version(app, output.output).await,

@@ -15,6 +15,9 @@ const PAGE: usize = 500;
 /// Pages of one list: a server that never ends one is cut off.
 const PAGES_MAX: usize = 1000;
 
+/// Told each page of a list.
+pub(crate) type EachPage<'a> = dyn FnMut(&mut Value) -> Result<()> + 'a;
+
 /// A client of the management API.
 #[derive(Clone)]
 pub(crate) struct Management {
@@ -61,26 +64,44 @@ impl Management {
         }
     }
 
-    /// All objects, page by page.
+    /// What is at `path`.
+    pub(crate) async fn fetch<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let reply = self.send(&Call::get(path)).await?;
+        self.parse(&self.checked(reply)?)
+    }
+
+    /// All objects.
     pub(crate) async fn list<T: DeserializeOwned>(&self, kind: &KindName, namespace: Option<&str>) -> Result<Vec<T>> {
-        let base = path(kind, namespace, None);
         let mut items = Vec::new();
-        let mut token = String::new();
-        for _page in 0..PAGES_MAX {
-            let reply = self.send(&Call::get(format!("{base}?limit={PAGE}{token}"))).await?;
-            let mut list: Value = self.parse(&self.checked(reply)?)?;
+        let mut each = |list: &mut Value| {
             if let Some(Value::Array(page)) = list.get_mut("items").map(Value::take) {
                 for item in page {
                     items.push(serde_json::from_value(item).map_err(|e| self.not_understood(&e))?);
                 }
             }
+            Ok(())
+        };
+        self.each_page(&path(kind, namespace, None), None, &mut each).await?;
+        Ok(items)
+    }
+
+    /// All objects of a cluster-scoped kind, page by page; `first` is added to the query of the first page.
+    pub(crate) async fn pages(&self, kind: &KindName, first: Option<&str>, each: &mut EachPage<'_>) -> Result<()> {
+        self.each_page(&path(kind, None, None), first, each).await
+    }
+
+    async fn each_page(&self, base: &str, first: Option<&str>, each: &mut EachPage<'_>) -> Result<()> {
+        let mut token = first.map(|query| format!("&{query}")).unwrap_or_default();
+        for _page in 0..PAGES_MAX {
+            let mut list: Value = self.fetch(&format!("{base}?limit={PAGE}{token}")).await?;
+            each(&mut list)?;
             match list
                 .pointer("/metadata/continue")
                 .and_then(Value::as_str)
                 .filter(|t| !t.is_empty())
             {
                 Some(next) => token = format!("&continue={}", escape(next)),
-                None => return Ok(items),
+                None => return Ok(()),
             }
         }
         Err(Error::failed(format!("{} sent a list without end", self.http.base())))

@@ -1,5 +1,6 @@
 //! What users do: one file per verb or pair of verbs.
 
+pub(crate) mod audit;
 pub(crate) mod auth;
 pub(crate) mod backup;
 pub(crate) mod connect;
