@@ -11,8 +11,10 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, ListParams, PostParams};
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -236,6 +238,60 @@ async fn audit_holds(world: &World, known: Option<&str>) -> Result<String> {
     }
 }
 
+/// What was exported verifies without the system, and does not any more when a letter of it was changed.
+fn exported_events_are_checked(world: &World, dir: &Path) -> Result<()> {
+    let file = dir.join("trail.jsonl");
+    world.hanse(&["audit", "export", text(&file)])?;
+    let checked = hanse_json(world, &["audit", "verify", "--file", text(&file)])?;
+    ensure!(checked["holds"] == true, "{checked}");
+    let forged = fs::read_to_string(&file)?.replacen("\"create\"", "\"delete\"", 1);
+    fs::write(&file, forged)?;
+    let fault = world.hanse(&["audit", "verify", "--file", text(&file)]).err();
+    let fault = format!("{:#}", fault.context("a forged export verifies")?);
+    ensure!(fault.contains("does not hold"), "{fault}");
+    Ok(())
+}
+
+/// `audit follow` shows what happens after it began.
+fn events_are_followed(world: &World) -> Result<()> {
+    let args = [
+        "audit",
+        "follow",
+        "--resource",
+        "users",
+        "--verb",
+        "create",
+        "-o",
+        "json",
+    ];
+    let mut follow = world.hanse_command().args(args).stdout(Stdio::piped()).spawn()?;
+    let (sender, seen) = std::sync::mpsc::channel();
+    let out = follow.stdout.take().context("its output")?;
+    let reader = std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = BufReader::new(out).read_line(&mut line).map(|_| line);
+        sender.send(read).is_ok()
+    });
+    let begun = Instant::now();
+    let mut made = 0;
+    let line = loop {
+        world.hanse(&["user", "create", &format!("u{made}")])?;
+        made += 1;
+        match seen.recv_timeout(Duration::from_millis(500)) {
+            Ok(line) => break line?,
+            Err(_) if begun.elapsed() < LIMIT => {}
+            Err(error) => bail!("{made} users were made and `audit follow` showed none: {error}"),
+        }
+    };
+    follow.kill()?;
+    follow.wait()?;
+    ensure!(reader.join().is_ok(), "the reader fell over");
+    let event: Value = serde_json::from_str(&line).with_context(|| format!("read {line:?}"))?;
+    let name = event.pointer("/status/objectRef/name").and_then(Value::as_str);
+    ensure!(name.is_some_and(|name| name.starts_with('u')), "{event}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_system_comes_back_from_a_backup_taken_under_load() -> Result<()> {
     let world = Arc::new(World::up(32)?);
@@ -271,6 +327,8 @@ async fn a_lost_system_comes_back_from_a_backup_taken_under_load() -> Result<()>
         audit_holds(&world, Some(&known)).await? != known,
         "the restored trail did not grow"
     );
+    exported_events_are_checked(&world, dir.path())?;
+    events_are_followed(&world)?;
     let mut more = config_maps(&world.client(&context).await?, "after");
     more.more(SOME).await.context("the restored system takes writes")?;
     more.stop().await?;

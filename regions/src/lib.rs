@@ -6,10 +6,11 @@
 //! - [`controllers`]: the controllers, one file each.
 //! - [`reports`], [`observation`]: what agents observe, stored when it changes.
 //! - [`deliver`]: intents to agents. [`hosts`]: who may use which key space.
-//! - [`enrolment`], [`bootstrap`]: certificates of agents, and the first objects.
+//! - [`enrolment`], [`bootstrap`]: certificates of agents, and the first objects. [`author`]: what a server does by itself, for the audit.
 //! - [`service`]: all of it on one server.
 
 pub mod address;
+pub mod author;
 pub mod bootstrap;
 pub mod conditions;
 pub mod controllers;

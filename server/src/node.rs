@@ -11,6 +11,7 @@ use crate::status::{self, LiveStatus};
 use hanse_api::resources::ServerSpec;
 use hanse_consensus::{Member, Node, NodeConfig, NodeParts, Settings, TlsPem};
 use hanse_gateway::{Gateway, GatewayParts, Limits, Oidc, OidcFiles};
+use hanse_regions::author::author;
 use hanse_regions::bootstrap::{AdminSeed, Seed, bootstrap};
 use hanse_regions::{Regions, RegionsParts};
 use hanse_runtime::clock::{SharedClock, SystemClock};
@@ -169,7 +170,7 @@ async fn serve(
 ) -> Result<(), ServerError> {
     let part = |name| move |error: hanse_tunnel::TunnelError| ServerError::part(name, error);
     let credentials = || Credentials::from_pem(&secrets.cert_pem, &secrets.key_pem, &secrets.ca_pem);
-    let objects = Objects::new(node.council());
+    let objects = Objects::new(node.council()).by(author(&config.name, &machine.clock, &machine.rng));
     let ca_sha256 = load_certs(&secrets.ca_pem)
         .map_err(|error| ServerError::part("the authority", error))?
         .first()

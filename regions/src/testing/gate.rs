@@ -112,7 +112,12 @@ impl Store for Gate {
 
     async fn txn_audited(&self, req: pb::TxnRequest, events: Vec<String>) -> Result<pb::TxnResponse, StoreError> {
         let _in_flight = self.pass().await?;
-        self.inner.txn_audited(req, events).await
+        let counts = changes_more_than_leases(&req);
+        let answer = self.inner.txn_audited(req, events).await?;
+        if counts && answer.succeeded {
+            self.writes.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(answer)
     }
 
     async fn compact(&self, access: &Access, revision: i64) -> Result<i64, StoreError> {
