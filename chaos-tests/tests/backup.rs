@@ -4,11 +4,9 @@
 #![allow(missing_docs, reason = "test code")]
 
 use anyhow::{Context as _, Result, bail, ensure};
-use futures::FutureExt as _;
-use hanse_chaos_tests::load::{Outcome, none_missing};
-use hanse_chaos_tests::{Load, World};
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Api, ListParams, PostParams};
+use hanse_chaos_tests::World;
+use hanse_chaos_tests::load::none_missing;
+use hanse_chaos_tests::writers::{config_map_names, tenant_writes};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -23,24 +21,6 @@ const REGIONS: [&str; 3] = ["eu", "us", "ap"];
 const SOME: usize = 20;
 /// For tenants to be back after a restore, on a slow machine.
 const LIMIT: Duration = Duration::from_secs(180);
-
-fn config_maps(client: &kube::Client, prefix: &str) -> Load {
-    let api: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
-    let write = move |name: String| {
-        let api = api.clone();
-        async move {
-            let mut object = ConfigMap::default();
-            object.metadata.name = Some(name);
-            match api.create(&PostParams::default(), &object).await {
-                Ok(_) => Outcome::Done,
-                Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Outcome::Exists,
-                Err(error) => Outcome::Failed(error.to_string()),
-            }
-        }
-        .boxed()
-    };
-    Load::start("tenant writes", prefix, Box::new(write))
-}
 
 /// Paths of a test as arguments.
 fn text(path: &Path) -> &str {
@@ -146,6 +126,23 @@ fn lose_and_restore(world: &World, files: &Files, expected: &Value) -> Result<()
     world.go_on().map(|_| ())
 }
 
+/// A backup of one tenant names it; a tenant that is not there, or a folder that is not, is told with the remedy.
+fn one_tenant(world: &World, dir: &Path) -> Result<()> {
+    let part = hanse_json(world, &["backup", text(&dir.join("work")), "--tenant", "work"])?;
+    let spaces = part["spaces"].as_array().context("spaces")?;
+    ensure!(spaces.len() == 1 && spaces[0]["tenant"] == "default/work", "{part}");
+    let refusals = [
+        (dir.join("none"), "nope", "there are: work"),
+        (dir.join("no/such/folder"), "work", "make the folder first"),
+    ];
+    for (file, tenant, says) in refusals {
+        let fault = world.hanse(&["backup", text(&file), "--tenant", tenant]).err();
+        let fault = format!("{:#}", fault.context("it was taken")?);
+        ensure!(fault.contains(says), "{says:?} is not in {fault:?}");
+    }
+    Ok(())
+}
+
 /// A user who is no administrator gets no backup, and no file.
 fn only_administrators(world: &World, dir: &Path) -> Result<()> {
     world.hanse(&["user", "create", "ann"])?;
@@ -195,12 +192,11 @@ fn only_administrators(world: &World, dir: &Path) -> Result<()> {
 /// Config maps as the tenant's API has them once it holds those of `wanted` and not `unwanted`: its API server lived through
 /// the loss and must not go on with what it remembers.
 async fn list_restored(world: &World, context: &str, wanted: &str, unwanted: &str) -> Result<Vec<String>> {
-    let api: Api<ConfigMap> = Api::namespaced(world.client(context).await?, "default");
+    let client = world.client(context).await?;
     let begun = Instant::now();
     loop {
-        let why = match api.list(&ListParams::default()).await {
-            Ok(list) => {
-                let names: Vec<String> = list.items.into_iter().filter_map(|o| o.metadata.name).collect();
+        let why = match config_map_names(&client).await {
+            Ok(names) => {
                 let has = |name: &str| names.iter().any(|n| n == name);
                 if has(wanted) && !has(unwanted) {
                     println!("the tenant shows the restored state after {:.1?}", begun.elapsed());
@@ -300,7 +296,7 @@ async fn a_lost_system_comes_back_from_a_backup_taken_under_load() -> Result<()>
     let files = Files::in_dir(dir.path())?;
     only_administrators(&world, dir.path())?;
     let known = audit_holds(&world, None).await?;
-    let mut writes = config_maps(&world.client(&context).await?, "w");
+    let mut writes = tenant_writes(&world.client(&context).await?, "w");
     writes.more(SOME).await?;
     let before = writes.acknowledged();
     let place = Arc::clone(&world);
@@ -314,9 +310,7 @@ async fn a_lost_system_comes_back_from_a_backup_taken_under_load() -> Result<()>
     world.hanse(&["backup", text(&files.plain)])?;
     let again = world.hanse(&["backup", text(&files.plain)]);
     ensure!(again.is_err(), "a backup took the place of another");
-    let part = hanse_json(&world, &["backup", text(&dir.path().join("work")), "--tenant", "work"])?;
-    ensure!(part["spaces"].as_array().is_some_and(|s| s.len() == 1), "{part}");
-
+    one_tenant(&world, dir.path())?;
     lose_and_restore(&world, &files, &taken)?;
     let (first, last) = (before.first().context("a write")?, all.last().context("a write")?);
     let found = list_restored(&world, &context, first, last).await?;
@@ -329,7 +323,7 @@ async fn a_lost_system_comes_back_from_a_backup_taken_under_load() -> Result<()>
     );
     exported_events_are_checked(&world, dir.path())?;
     events_are_followed(&world)?;
-    let mut more = config_maps(&world.client(&context).await?, "after");
+    let mut more = tenant_writes(&world.client(&context).await?, "after");
     more.more(SOME).await.context("the restored system takes writes")?;
     more.stop().await?;
     Arc::into_inner(world).context("the world is still in use")?.finish()

@@ -6,10 +6,8 @@
 use anyhow::{Context as _, Result};
 use futures::FutureExt as _;
 use hanse_chaos_tests::load::{Outcome, none_missing};
+use hanse_chaos_tests::writers::{config_map_names, management_writes, project_names, tenant_writes};
 use hanse_chaos_tests::{Load, Watcher, World};
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Api, ApiResource, DynamicObject, ListParams, PostParams};
-use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,52 +17,6 @@ const RECOVERY: Duration = Duration::from_secs(3);
 const SOME: usize = 30;
 const FEW: usize = 4;
 const MANAGEMENT: &str = "hanse_management";
-
-fn outcome<T>(result: kube::Result<T>) -> Outcome {
-    match result {
-        Ok(_) => Outcome::Done,
-        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Outcome::Exists,
-        Err(error) => Outcome::Failed(error.to_string()),
-    }
-}
-
-fn tenant_writes(client: &kube::Client) -> Load {
-    let api: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
-    let write = move |name: String| {
-        let api = api.clone();
-        async move {
-            let mut object = ConfigMap::default();
-            object.metadata.name = Some(name);
-            outcome(api.create(&PostParams::default(), &object).await)
-        }
-        .boxed()
-    };
-    Load::start("tenant writes", "w", Box::new(write))
-}
-
-fn projects(client: &kube::Client) -> (ApiResource, Api<DynamicObject>) {
-    let resource = ApiResource {
-        group: "management.loft.sh".into(),
-        version: "v1".into(),
-        api_version: "management.loft.sh/v1".into(),
-        kind: "Project".into(),
-        plural: "projects".into(),
-    };
-    (resource.clone(), Api::all_with(client.clone(), &resource))
-}
-
-fn management_writes(client: &kube::Client) -> Load {
-    let (resource, api) = projects(client);
-    let write = move |name: String| {
-        let (api, resource) = (api.clone(), resource.clone());
-        async move {
-            let object = DynamicObject::new(&name, &resource).data(json!({ "spec": {} }));
-            outcome(api.create(&PostParams::default(), &object).await)
-        }
-        .boxed()
-    };
-    Load::start("management writes", "m", Box::new(write))
-}
 
 /// Each try is a kubectl of its own: a new connection, discovery, a write.
 fn kubectl_writes(world: &Arc<World>, context: &str) -> Load {
@@ -87,18 +39,6 @@ fn kubectl_writes(world: &Arc<World>, context: &str) -> Load {
         .boxed()
     };
     Load::start("kubectl", "k", Box::new(write))
-}
-
-async fn config_maps(world: &World, context: &str) -> Result<Vec<String>> {
-    let api: Api<ConfigMap> = Api::namespaced(world.client(context).await?, "default");
-    let list = api.list(&ListParams::default()).await?;
-    Ok(list.items.into_iter().filter_map(|o| o.metadata.name).collect())
-}
-
-async fn project_names(world: &World, context: &str) -> Result<Vec<String>> {
-    let (_, api) = projects(&world.client(context).await?);
-    let list = api.list(&ListParams::default()).await?;
-    Ok(list.items.into_iter().filter_map(|o| o.metadata.name).collect())
 }
 
 /// Kills the server of `region`, sees everything go on, and brings it back.
@@ -126,7 +66,7 @@ async fn clients_go_on_when_a_server_dies() -> Result<()> {
     world.hanse(&["connect", "--management"])?;
     let (tenant, management) = (world.client(&context).await?, world.client(MANAGEMENT).await?);
     let watcher = Watcher::start(tenant.clone()).await?;
-    let (mut w, mut m) = (tenant_writes(&tenant), management_writes(&management));
+    let (mut w, mut m) = (tenant_writes(&tenant, "w"), management_writes(&management, "m"));
     let mut k = kubectl_writes(&world, &context);
     lose(
         &world,
@@ -151,10 +91,10 @@ async fn clients_go_on_when_a_server_dies() -> Result<()> {
         .saw_each_once(&[w.clone(), k.clone()].concat(), Duration::from_secs(20))
         .await?;
     for region in ["eu", "us", "ap"] {
-        let found = config_maps(&world, &format!("{context}_{region}")).await?;
+        let found = config_map_names(&world.client(&format!("{context}_{region}")).await?).await?;
         none_missing(&format!("tenant writes through {region}"), &w, &found)?;
         none_missing(&format!("kubectl writes through {region}"), &k, &found)?;
-        let found = project_names(&world, &format!("{MANAGEMENT}_{region}")).await?;
+        let found = project_names(&world.client(&format!("{MANAGEMENT}_{region}")).await?).await?;
         none_missing(&format!("management writes through {region}"), &m, &found)?;
     }
     drop(watcher);

@@ -2,7 +2,7 @@
 //!
 //! A passphrase stays on this machine: the file is encrypted here, not by the server.
 
-use super::print_document;
+use super::{print_document, tenant};
 use crate::app::App;
 use crate::backup_args::{BackupArgs, PassphraseArgs, RestoreArgs};
 use crate::client::http::Call;
@@ -12,12 +12,14 @@ use crate::files;
 use crate::output::progress::Step;
 use crate::output::table::Table;
 use crate::output::{Format, Output, secret};
-use hanse_api::name::check_label;
+use hanse_api::kinds::VIRTUAL_CLUSTER_INSTANCES;
+use hanse_api::name::{check_label, project_of_namespace};
 use hanse_runtime::supervisor::chain;
 use hanse_server::ServerError;
 use hanse_server::backup_file::{BackupError, Passphrase, SealedWriter, SpaceSummary, Summary};
 use hanse_server::restore;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -31,6 +33,8 @@ pub(crate) async fn backup(app: &App, args: &BackupArgs) -> Result<()> {
     if args.file.exists() {
         return Err(exists(&args.file));
     }
+    has_folder(&args.file)?;
+    let tenants = tenants(app, args).await?;
     let passphrase = if args.encrypt || args.passphrase.passphrase_file.is_some() {
         Some(passphrase(&args.passphrase, true)?)
     } else {
@@ -52,7 +56,7 @@ pub(crate) async fn backup(app: &App, args: &BackupArgs) -> Result<()> {
             args.file.display()
         ));
     }
-    show(&app.output, args.output.output, &args.file, &summary)
+    show(&app.output, args.output.output, &args.file, &summary, &tenants)
 }
 
 /// `restore FILE`.
@@ -64,7 +68,7 @@ pub(crate) fn restore(app: &App, args: &RestoreArgs) -> Result<()> {
     };
     let Some(config) = &args.config else {
         let summary = restore::verify(&args.file, passphrase.as_ref()).map_err(unfit)?;
-        return show(&app.output, args.output.output, &args.file, &summary);
+        return show(&app.output, args.output.output, &args.file, &summary, &Tenants::new());
     };
     let step = Step::start(app.output, &app.clock, "restore");
     let restored = restore::restore(config, &args.file, passphrase.as_ref()).map_err(unfit)?;
@@ -75,12 +79,54 @@ pub(crate) fn restore(app: &App, args: &RestoreArgs) -> Result<()> {
             restored.servers.join(", ")
         ));
     }
-    show(&app.output, args.output.output, &args.file, &restored.summary)
+    show(
+        &app.output,
+        args.output.output,
+        &args.file,
+        &restored.summary,
+        &Tenants::new(),
+    )
 }
 
 fn exists(path: &Path) -> Error {
     Error::new(Kind::Conflict, format!("{} exists already", path.display()))
         .hint("name another file, or move that one away")
+}
+
+/// Refuses a file whose folder does not exist, before anything is asked of the server or the user.
+fn has_folder(file: &Path) -> Result<()> {
+    let folder = match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => return Ok(()),
+    };
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let why = match folder.exists() {
+        true => "is no folder",
+        false => "does not exist",
+    };
+    let message = format!("cannot write {}: {} {why}", file.display(), folder.display());
+    Err(Error::usage(message).hint("make the folder first, or name a file in one that exists"))
+}
+
+/// Tenant clusters as people know them, by the id of their key space.
+type Tenants = BTreeMap<String, String>;
+
+/// The names of all tenant clusters, so that the result need not speak of ids; the one that is asked for must be there.
+async fn tenants(app: &App, args: &BackupArgs) -> Result<Tenants> {
+    let management = app.management()?;
+    let found: Vec<Value> = match &args.tenant {
+        Some(name) => vec![tenant::require(&management, &args.project.project, name).await?],
+        None => management.list(&VIRTUAL_CLUSTER_INSTANCES, None).await?,
+    };
+    let named = found.iter().map(|vci| {
+        let namespace = tenant::text(vci, "/metadata/namespace");
+        let project = project_of_namespace(namespace).unwrap_or(namespace);
+        let id = tenant::text(vci, "/metadata/uid").to_owned();
+        (id, format!("{project}/{}", tenant::name(vci)))
+    });
+    Ok(named.collect())
 }
 
 fn unfit(error: ServerError) -> Error {
@@ -240,13 +286,14 @@ fn passphrase(args: &PassphraseArgs, new: bool) -> Result<Passphrase> {
     Ok(Passphrase::new(text))
 }
 
-fn show(output: &Output, format: Format, file: &Path, summary: &Summary) -> Result<()> {
-    if print_document(output, format, &document(file, summary))? {
+fn show(output: &Output, format: Format, file: &Path, summary: &Summary, tenants: &Tenants) -> Result<()> {
+    if print_document(output, format, &document(file, summary, tenants))? {
         return Ok(());
     }
-    let mut table = Table::new(&["KEY SPACE", "KEYS", "LEASES", "BYTES", "HASH"]);
+    let mut table = Table::new(&["TENANT", "KEY SPACE", "KEYS", "LEASES", "BYTES", "HASH"]);
     for space in &summary.spaces {
         table.row(vec![
+            tenant_of(space, tenants).unwrap_or_default().to_owned(),
             name(space).to_owned(),
             space.keys.to_string(),
             space.leases.to_string(),
@@ -264,13 +311,19 @@ fn name(space: &SpaceSummary) -> &str {
     }
 }
 
-fn document(file: &Path, summary: &Summary) -> Value {
+/// Whose key space it is: `project/name`.
+fn tenant_of<'a>(space: &SpaceSummary, tenants: &'a Tenants) -> Option<&'a str> {
+    tenants.get(space.space.tenant()).map(String::as_str)
+}
+
+fn document(file: &Path, summary: &Summary, tenants: &Tenants) -> Value {
     let spaces: Vec<Value> = summary
         .spaces
         .iter()
         .map(|space| {
             json!({
                 "keySpace": name(space),
+                "tenant": tenant_of(space, tenants),
                 "dropped": space.dropped,
                 "keys": space.keys,
                 "leases": space.leases,
