@@ -55,6 +55,10 @@ pub const PROJECTS: KindName = loft("Project", "projects", false);
 pub const CLUSTERS: KindName = loft("Cluster", "clusters", false);
 /// Tenant clusters.
 pub const VIRTUAL_CLUSTER_INSTANCES: KindName = loft("VirtualClusterInstance", "virtualclusterinstances", true);
+/// Secrets of a project.
+pub const PROJECT_SECRETS: KindName = loft("ProjectSecret", "projectsecrets", true);
+/// Secrets of the installation, in [`PLATFORM_NAMESPACE`].
+pub const SHARED_SECRETS: KindName = loft("SharedSecret", "sharedsecrets", true);
 /// Users.
 pub const USERS: KindName = loft("User", "users", false);
 /// Teams.
@@ -93,6 +97,9 @@ pub const INTENTS: KindName = hanse("Intent", "intents", false);
 pub const ENROLMENT_TOKENS: KindName = hanse("EnrolmentToken", "enrolmenttokens", false);
 /// Leases of regions (coordinator election). Never served.
 pub const REGION_LEASES: KindName = hanse("RegionLease", "regionleases", false);
+
+/// Namespace of what belongs to the installation and to no project; vCluster Platform's clients look into it.
+pub const PLATFORM_NAMESPACE: &str = "vcluster-platform";
 
 /// Annotation of a Cluster: the region it belongs to. A shared kind gets no new fields.
 pub const ANNOTATION_REGION: &str = "hanse.dev/region";

@@ -236,6 +236,32 @@ fn printed(user: &User, name: &str) -> Result<PathBuf> {
     Ok(file)
 }
 
+/// Secrets of the project: set, changed, listed and read, by an administrator and by a member.
+fn secrets(admin: &User, bob: &User) -> Result<()> {
+    let platform =
+        |user: &User, args: &[&str]| user.vcluster(&[&["platform"], args, &["--project", "default"]].concat());
+    platform(admin, &["set", "secret", "registry.token", "canary-1"])?;
+    platform(admin, &["set", "secret", "registry.token", "canary-2"])?;
+    platform(admin, &["set", "secret", "registry.user", "ci"])?;
+    for user in [admin, bob] {
+        let listed = platform(user, &["list", "secrets"])?;
+        ensure!(listed.contains("registry"), "{listed}");
+        let got = platform(user, &["get", "secret", "registry.token", "--output", "value"])?;
+        ensure!(got.contains("canary-2"), "{got}");
+    }
+    let refused = bob.refused(&[
+        "platform",
+        "set",
+        "secret",
+        "registry.token",
+        "his",
+        "--project",
+        "default",
+    ])?;
+    ensure!(refused.contains("orbidden"), "{refused}");
+    Ok(())
+}
+
 fn delete(admin: &User) -> Result<()> {
     admin.vcluster(&["delete", "demo", "--driver", "platform", "--project", "default"])?;
     ensure!(admin.list()?.is_empty(), "it is gone when the command ends");
@@ -413,6 +439,7 @@ async fn the_vcluster_cli_works_unmodified() -> Result<()> {
     as_administrator(&world, &host, &admin)?;
     let key = make_bob(&world)?;
     as_member(&world, &host, &admin, &bob, &key)?;
+    secrets(&admin, &bob)?;
     revoked_everywhere(&world, &key).await?;
     delete(&admin)?;
     world.finish()

@@ -5,7 +5,9 @@ use hanse_api::access::{
     Action, Decision, GROUP_ADMINS, GROUP_TEAM_PREFIX, Membership, ObjectAccess, PolicyRule, Principal, Role, Roles,
     Target, decide,
 };
-use hanse_api::kinds::{KindName, PROJECTS, USERS, VIRTUAL_CLUSTER_INSTANCES};
+use hanse_api::kinds::{
+    KindName, PLATFORM_NAMESPACE, PROJECT_SECRETS, PROJECTS, SHARED_SECRETS, USERS, VIRTUAL_CLUSTER_INSTANCES,
+};
 use hanse_api::name::{check_label, project_namespace, project_of_namespace};
 use hanse_api::resources::{Project, ProjectSpec, User};
 use hanse_api::status::{Reason, Status};
@@ -119,7 +121,11 @@ async fn local<T: DeserializeOwned>(backend: &Backend, key: &ObjectKey) -> Optio
     }
 }
 
-/// `spec` of the tenant cluster that a target names: on it is written who may do what with it. One that was made elsewhere a moment ago is asked for at the leader.
+/// Kinds on whose objects it is written who may do what with them.
+const GRANTING: [&KindName; 3] = [&VIRTUAL_CLUSTER_INSTANCES, &PROJECT_SECRETS, &SHARED_SECRETS];
+
+/// `spec` of the object that a target names, when on it is written who may do what with it. One that was made elsewhere a
+/// moment ago is asked for at the leader.
 async fn spec_of(backend: &Backend, target: &Target<'_>) -> Option<Value> {
     let key = match *target {
         Target::Tenant { project, name } => {
@@ -132,17 +138,18 @@ async fn spec_of(backend: &Backend, target: &Target<'_>) -> Option<Value> {
             name: Some(name),
             ..
         } => {
-            let kind = VIRTUAL_CLUSTER_INSTANCES;
-            if (kind.group, kind.plural) != (group, resource) {
-                return None;
-            }
-            ObjectKey::new(&kind, namespace, name)
+            let kind = GRANTING
+                .into_iter()
+                .find(|k| (k.group, k.plural) == (group, resource))?;
+            ObjectKey::new(kind, namespace, name)
         }
         Target::Resource { .. } | Target::Path(_) | Target::Cluster { .. } => return None,
     };
-    let named = check_label(project_of_namespace(&key.namespace)?).is_ok()
-        && hanse_api::name::check_subdomain(&key.name).is_ok();
-    if !named {
+    let placed = match project_of_namespace(&key.namespace) {
+        Some(project) => check_label(project).is_ok(),
+        None => key.namespace == PLATFORM_NAMESPACE,
+    };
+    if !placed || hanse_api::name::check_subdomain(&key.name).is_err() {
         return None;
     }
     if let Some(mut object) = local::<Value>(backend, &key).await {

@@ -88,6 +88,7 @@ impl Gateway {
             objects: parts.objects.clone(),
             clock: parts.clock.clone(),
             rng: parts.rng.clone(),
+            sealer: parts.sealer.clone(),
             cluster_status: Arc::clone(&parts.cluster_status),
             ca_sha256: parts.ca_sha256.clone(),
             directory: directory.clone(),

@@ -8,6 +8,7 @@ use hanse_api::resources::Server;
 use hanse_runtime::BoxError;
 use hanse_runtime::clock::SharedClock;
 use hanse_runtime::rng::SharedRng;
+use hanse_runtime::seal::Sealer;
 use hanse_runtime::supervisor::Supervisor;
 use hanse_runtime::telemetry::Metrics;
 use hanse_state::StoreError;
@@ -121,6 +122,8 @@ pub struct GatewayParts {
     pub clock: SharedClock,
     /// Chance.
     pub rng: SharedRng,
+    /// Seals what no log may hold in clear: with the system's key, the same on every server.
+    pub sealer: Sealer,
     /// Live status of servers.
     pub cluster_status: Arc<dyn ClusterStatus>,
     /// Makes backups.

@@ -198,6 +198,7 @@ async fn serve(
         signer,
         clock: Arc::clone(&machine.clock),
         rng: Arc::clone(&machine.rng),
+        sealer: secrets.sealer.clone(),
         cluster_status: Arc::new(LiveStatus {
             node: node.clone(),
             objects: objects.clone(),

@@ -60,6 +60,7 @@ impl ProjectRole {
             Self::User => {
                 let mut rules = vec![
                     loft(&["create"], &["virtualclusterinstances"]),
+                    loft(&["create", "get", "list", "watch", "use"], &["projectsecrets"]),
                     PolicyRule::on(READ, &[""], &["namespaces", "events"]),
                 ];
                 if free {

@@ -6,6 +6,7 @@ pub mod identity;
 pub mod internal;
 pub mod project;
 pub mod region;
+pub mod secret;
 pub mod server;
 pub mod user;
 pub mod virtual_cluster_instance;
@@ -18,6 +19,7 @@ pub use internal::{
 };
 pub use project::{Project, ProjectSpec, ProjectStatus};
 pub use region::{Region, RegionSpec, RegionStatus};
+pub use secret::{ProjectSecret, SecretSpec, SharedSecret};
 pub use server::{GroupProgress, Server, ServerSpec, ServerStatus};
 pub use user::{
     ClusterRoleTemplate, ClusterRoleTemplateSpec, EntityInfo, RoleName, Team, TeamSpec, User, UserSpec, UserStatus,

@@ -1,12 +1,15 @@
 //! What the API server stands on: the registry and the sources of time, chance and live status.
 
-use super::object;
+use super::{object, sealed};
 use crate::directory::Directory;
+use crate::kinds::Kind;
 use crate::parts::ClusterStatus;
+use bytes::Bytes;
 use hanse_api::kinds::KindName;
 use hanse_api::status::{Cause, Details, Reason, Status};
 use hanse_runtime::clock::{SharedClock, timeout};
 use hanse_runtime::rng::SharedRng;
+use hanse_runtime::seal::Sealer;
 use hanse_state::StoreError;
 use hanse_state::objects::{Author, ObjectError, Objects, Page, Stored};
 use serde_json::Value;
@@ -26,6 +29,8 @@ pub(crate) struct Backend {
     pub(crate) objects: Objects,
     pub(crate) clock: SharedClock,
     pub(crate) rng: SharedRng,
+    /// Seals what no log may hold in clear.
+    pub(crate) sealer: Sealer,
     pub(crate) cluster_status: Arc<dyn ClusterStatus>,
     /// SHA-256 of the system's CA certificate, for enrolment tokens.
     pub(crate) ca_sha256: String,
@@ -52,6 +57,16 @@ impl Backend {
         })?;
         object::meta_mut(&mut value).insert("resourceVersion".into(), stored.revision.to_string().into());
         Ok(value)
+    }
+
+    /// What clients see of an object of `kind` that [`Backend::parse`] gave.
+    pub(crate) fn present(&self, kind: &dyn Kind, parsed: Value) -> Result<Value, Box<Status>> {
+        sealed::open(self, kind, parsed).map(|object| kind.present(object))
+    }
+
+    /// An object of `kind` as it is stored.
+    pub(crate) fn encode(&self, kind: &dyn Kind, object: &Value) -> Result<Bytes, Box<Status>> {
+        sealed::encode(self, kind, object)
     }
 
     /// Waits until this server has applied `revision`.

@@ -214,7 +214,7 @@ async fn commit(
     }
     let mut ops = vec![Op::Create {
         key,
-        value: object.to_string().into(),
+        value: backend.encode(call.kind, &object)?,
     }];
     ops.extend(guards);
     match backend.objects.commit(ops).await {

@@ -92,7 +92,7 @@ async fn remove(backend: &Backend, call: &Call<'_>, options: &Options) -> Result
         let op = match &marked {
             Some(marked) => Op::Update {
                 key,
-                value: stored_form(call, marked)?.to_string().into(),
+                value: backend.encode(call.kind, &stored_form(call, marked)?)?,
                 expected,
             },
             None => Op::Delete { key, expected },

@@ -51,7 +51,7 @@ pub(crate) async fn read(backend: &Backend, call: &Call<'_>) -> Result<(Stored, 
     let stored = stored
         .map_err(|e| failed(&e))?
         .ok_or_else(|| no_such(call.kind, call.name()))?;
-    let value = call.kind.present(Backend::parse(&stored)?);
+    let value = backend.present(call.kind, Backend::parse(&stored)?)?;
     Ok((stored, value))
 }
 
@@ -131,7 +131,7 @@ pub(crate) async fn collect(
         meta.revision = list.revision;
         page.revision = list.revision;
         for (at, stored) in list.items.iter().enumerate() {
-            let value = kind.present(Backend::parse(stored)?);
+            let value = backend.present(kind, Backend::parse(stored)?)?;
             if !options.selector.matches(&value) {
                 continue;
             }

@@ -15,6 +15,7 @@ mod options;
 mod patch;
 mod protobuf;
 pub(crate) mod schema;
+mod sealed;
 mod selector;
 mod special;
 mod table;

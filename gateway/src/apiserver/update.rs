@@ -250,7 +250,7 @@ async fn write(
         } else {
             Op::Update {
                 key,
-                value: merged.to_string().into(),
+                value: backend.encode(call.kind, &merged)?,
                 expected,
             }
         };

@@ -117,8 +117,10 @@ impl Sight {
 
     /// The object, if it is among what the caller asked for and may see.
     async fn selected(&self, stored: &Stored, revision: i64) -> Option<Value> {
-        let value = match Backend::parse(stored) {
-            Ok(value) => self.shaper.kind.present(at_revision(value, revision)),
+        let kind = self.shaper.kind;
+        let parsed = Backend::parse(stored).and_then(|value| self.backend.present(kind, at_revision(value, revision)));
+        let value = match parsed {
+            Ok(value) => value,
             Err(error) => {
                 tracing::error!(%error, "a watched object cannot be read and is left out");
                 return None;

@@ -2,7 +2,8 @@
 
 use hanse_api::access::changes_grants;
 use hanse_api::kinds::{
-    ACCESS_KEYS, CLUSTER_ROLE_TEMPLATES, IDENTITIES, KindName, PROJECTS, TEAMS, USERS, VIRTUAL_CLUSTER_INSTANCES,
+    ACCESS_KEYS, CLUSTER_ROLE_TEMPLATES, IDENTITIES, KindName, PROJECT_SECRETS, PROJECTS, SHARED_SECRETS, TEAMS, USERS,
+    VIRTUAL_CLUSTER_INSTANCES,
 };
 use hanse_runtime::backoff::Backoff;
 use hanse_runtime::clock::SharedClock;
@@ -33,7 +34,15 @@ impl Changes {
 
 /// Kinds that [`crate::directory`] keeps.
 const DIRECTORY: [KindName; 2] = [TEAMS, CLUSTER_ROLE_TEMPLATES];
-const OTHERS: [KindName; 5] = [ACCESS_KEYS, IDENTITIES, USERS, PROJECTS, VIRTUAL_CLUSTER_INSTANCES];
+const OTHERS: [KindName; 7] = [
+    ACCESS_KEYS,
+    IDENTITIES,
+    USERS,
+    PROJECTS,
+    VIRTUAL_CLUSTER_INSTANCES,
+    PROJECT_SECRETS,
+    SHARED_SECRETS,
+];
 
 /// Which state the teams and roles are in.
 #[derive(Clone, Debug, Default)]

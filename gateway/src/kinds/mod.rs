@@ -10,25 +10,25 @@ mod identity;
 mod namespace;
 mod project;
 mod region;
+mod secret;
 mod server;
 mod team;
 mod user;
 mod virtual_cluster_instance;
 
 use crate::apiserver::backend::Backend;
+use crate::apiserver::object::{member_mut, meta_text};
 use crate::apiserver::schema::Parts;
 use crate::authz::Asker;
 use async_trait::async_trait;
 use hanse_api::Timestamp;
-use hanse_api::access::Principal;
+use hanse_api::access::{GROUP_TEAM_PREFIX, ObjectAccess, Principal, changes_grants};
 use hanse_api::kinds::KindName;
 use hanse_api::status::{Cause, Status};
 use hanse_state::objects::{ObjectKey, Op, Stored};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use std::time::Duration;
-
-pub(crate) use project::project_is_being_deleted;
 
 /// Verbs of a kind that clients may do everything with.
 pub(crate) const ALL_VERBS: &[&str] = &[
@@ -161,6 +161,11 @@ pub(crate) trait Kind: Send + Sync + 'static {
         None
     }
 
+    /// The field of `spec` that is stored sealed ([`crate::apiserver::sealed`]).
+    fn secret_field(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What clients see of a stored object.
     fn present(&self, object: Value) -> Value {
         object
@@ -211,6 +216,8 @@ pub(crate) static KINDS: &[&dyn Kind] = &[
     &project::Projects,
     &cluster::Clusters,
     &virtual_cluster_instance::VirtualClusterInstances,
+    &secret::ProjectSecrets,
+    &secret::SharedSecrets,
     &user::Users,
     &team::Teams,
     &cluster_role_template::ClusterRoleTemplates,
@@ -228,6 +235,48 @@ pub(crate) fn find(group: &str, version: &str, plural: &str) -> Option<&'static 
         let names = k.names();
         names.group == group && names.version == version && names.plural == plural
     })
+}
+
+/// Makes the caller the owner of a new object that names none: clients of vCluster Platform leave him out and rely on him
+/// afterwards.
+pub(crate) fn fill_owner(object: &mut Value, caller: &Principal) {
+    let spec = member_mut(object, "spec");
+    if spec
+        .get("owner")
+        .is_none_or(|o| o.as_object().is_none_or(Map::is_empty))
+    {
+        let owner = match caller.user.strip_prefix(GROUP_TEAM_PREFIX) {
+            Some(team) => json!({ "team": team }),
+            None => json!({ "user": caller.user }),
+        };
+        spec.insert("owner".into(), owner);
+    }
+}
+
+/// An update that names no owner changes none.
+pub(crate) fn keep_owner(old: &Value, new: &mut Value) {
+    if let (None, Some(owner)) = (new["spec"].get("owner"), old["spec"].get("owner")) {
+        member_mut(new, "spec").insert("owner".into(), owner.clone());
+    }
+}
+
+/// Refuses an object made for somebody else, and a change of who may do what with one, unless the caller may do that.
+pub(crate) async fn admit_grants(
+    asker: Asker<'_>,
+    kind: &KindName,
+    old: Option<&Value>,
+    new: &Value,
+) -> Result<(), Box<Status>> {
+    let (namespace, grants) = (meta_text(new, "namespace"), Some("access"));
+    match old {
+        None if ObjectAccess::of(&new["spec"]).owner.is(asker.principal) => Ok(()),
+        None => asker.require("create", kind, grants, (namespace, None)).await,
+        Some(old) if changes_grants(&old["spec"], &new["spec"]) => {
+            let place = (namespace, Some(meta_text(new, "name")));
+            asker.require("update", kind, grants, place).await
+        }
+        Some(_) => Ok(()),
+    }
 }
 
 /// `group/version`, or the version alone for core.

@@ -1,5 +1,5 @@
-//! Projects. One that still has tenant clusters cannot be deleted, also not by a race: whoever deletes first puts up a
-//! guard object, every creation of a tenant requires in its transaction that there is none, and only then is counted.
+//! Projects. One that still has tenant clusters or secrets cannot be deleted, also not by a race: whoever deletes first puts
+//! up a guard object, every creation of one requires in its transaction that there is none, and only then is counted.
 
 use super::{Column, Kind, Subresource, cell, check, wide};
 use crate::apiserver::backend::{Backend, failed};
@@ -8,8 +8,8 @@ use crate::apiserver::schema::Parts;
 use crate::authz::Asker;
 use async_trait::async_trait;
 use hanse_api::Timestamp;
-use hanse_api::kinds::{HANSE_GROUP, KindName, PROJECTS, VIRTUAL_CLUSTER_INSTANCES};
-use hanse_api::name::project_namespace;
+use hanse_api::kinds::{HANSE_GROUP, KindName, PROJECT_SECRETS, PROJECTS, VIRTUAL_CLUSTER_INSTANCES};
+use hanse_api::name::{project_namespace, project_of_namespace};
 use hanse_api::resources::project;
 use hanse_api::status::{Cause, Reason, Status};
 use hanse_state::objects::{ObjectKey, Op, Page, Stored};
@@ -29,8 +29,8 @@ const PROJECT_GUARDS: KindName = KindName {
 const GUARD_EXPIRES: Duration = Duration::from_secs(30);
 /// Fields that come with the right to update a project.
 const FREE: &[&str] = &["displayName", "description", "members"];
-/// Most tenants named in the refusal.
-const NAMED_TENANTS: i64 = 5;
+/// Most objects named in a refusal.
+const NAMED: i64 = 5;
 
 pub(super) struct Projects;
 
@@ -102,31 +102,39 @@ impl Kind for Projects {
 
     async fn admit_delete(&self, backend: &Backend, old: &Stored, _object: &Value) -> Result<Vec<Op>, Box<Status>> {
         let guard = raise_guard(backend, &old.name).await?;
-        let page = Page {
-            limit: NAMED_TENANTS,
-            ..Page::default()
-        };
-        let tenants = backend
-            .objects
-            .list(&VIRTUAL_CLUSTER_INSTANCES, Some(&project_namespace(&old.name)), page)
-            .await;
-        let tenants = match tenants {
-            Ok(list) if list.items.is_empty() => return Ok(vec![guard]),
-            Ok(list) => list.items,
+        let held = match holds(backend, &old.name).await {
+            Ok(None) => return Ok(vec![guard]),
+            Ok(Some(held)) => held,
             Err(error) => {
                 lower_guard(backend, guard).await;
-                return Err(failed(&error));
+                return Err(error);
             }
         };
         lower_guard(backend, guard).await;
-        let names: Vec<&str> = tenants.iter().map(|t| t.name.as_str()).collect();
-        let message = format!(
-            "project {:?} still has tenant clusters ({}); delete them first",
-            old.name,
-            names.join(", ")
-        );
+        let message = format!("project {:?} still has {held}; delete them first", old.name);
         Err(Box::new(Status::new(Reason::Conflict, message)))
     }
+}
+
+/// What keeps a project from going, with some of the names.
+async fn holds(backend: &Backend, project: &str) -> Result<Option<String>, Box<Status>> {
+    let namespace = project_namespace(project);
+    for (kind, what) in [
+        (&VIRTUAL_CLUSTER_INSTANCES, "tenant clusters"),
+        (&PROJECT_SECRETS, "secrets"),
+    ] {
+        let page = Page {
+            limit: NAMED,
+            ..Page::default()
+        };
+        let list = backend.objects.list(kind, Some(&namespace), page).await;
+        let list = list.map_err(|e| failed(&e))?;
+        let names: Vec<&str> = list.items.iter().map(|t| t.name.as_str()).collect();
+        if !names.is_empty() {
+            return Ok(Some(format!("{what} ({})", names.join(", "))));
+        }
+    }
+    Ok(None)
 }
 
 fn guard_key(project: &str) -> ObjectKey {
@@ -167,9 +175,31 @@ async fn lower_guard(backend: &Backend, guard: Op) {
     }
 }
 
-/// For the creation of a tenant in `project`: what its transaction must require, or `None` while the project's deletion
-/// is being decided.
-pub(crate) async fn project_is_being_deleted(backend: &Backend, project: &str) -> Result<Option<Op>, Box<Status>> {
+/// For the creation of something in the namespace of a project: what its transaction must require for the project to be
+/// there, and to stay.
+pub(super) async fn inside_project(backend: &Backend, object: &Value) -> Result<Vec<Op>, Box<Status>> {
+    let namespace = object::meta_text(object, "namespace");
+    let Some(project) = project_of_namespace(namespace) else {
+        return Err(Box::new(Status::not_found("", "namespaces", namespace)));
+    };
+    let key = ObjectKey::new(&PROJECTS, "", project);
+    let Some(stored) = backend.objects.get(&key).await.map_err(|e| failed(&e))? else {
+        return Err(Box::new(Status::not_found(PROJECTS.group, PROJECTS.plural, project)));
+    };
+    let dying = || {
+        let message = format!("project {project:?} is being deleted; nothing can be made in it");
+        Box::new(Status::new(Reason::Conflict, message))
+    };
+    if object::is_terminating(&Backend::parse(&stored)?) {
+        return Err(dying());
+    }
+    let guard = undecided(backend, project).await?.ok_or_else(dying)?;
+    let revision = stored.revision;
+    Ok(vec![Op::Require { key, revision }, guard])
+}
+
+/// What a transaction must require for no deletion of `project` to be under way, or `None` while one is being decided.
+async fn undecided(backend: &Backend, project: &str) -> Result<Option<Op>, Box<Status>> {
     let key = guard_key(project);
     let Some(guard) = backend.objects.get(&key).await.map_err(|e| failed(&e))? else {
         return Ok(Some(Op::Require { key, revision: 0 }));

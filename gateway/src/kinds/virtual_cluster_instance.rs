@@ -1,17 +1,20 @@
 //! Tenant clusters.
 
-use super::{Caller, Column, Kind, Subresource, cell, check, column, project_is_being_deleted, typed, wide};
-use crate::apiserver::backend::{Backend, failed};
+use super::project::inside_project;
+use super::{
+    Caller, Column, Kind, Subresource, admit_grants, cell, check, column, fill_owner, keep_owner, typed, wide,
+};
+use crate::apiserver::backend::Backend;
 use crate::apiserver::object;
 use crate::apiserver::schema::Parts;
 use crate::authz::{Asker, RoleCache};
 use async_trait::async_trait;
-use hanse_api::access::{Action, GROUP_TEAM_PREFIX, ObjectAccess, Principal, Target, changes_grants, decide};
-use hanse_api::kinds::{FINALIZER_TENANT, KindName, PROJECTS, VIRTUAL_CLUSTER_INSTANCES};
+use hanse_api::access::{Action, Principal, Target, decide};
+use hanse_api::kinds::{FINALIZER_TENANT, KindName, VIRTUAL_CLUSTER_INSTANCES};
 use hanse_api::name::project_of_namespace;
 use hanse_api::resources::virtual_cluster_instance as rules;
-use hanse_api::status::{Cause, Reason, Status};
-use hanse_state::objects::{ObjectKey, Op};
+use hanse_api::status::{Cause, Status};
+use hanse_state::objects::Op;
 use serde_json::{Value, json};
 
 pub(super) struct VirtualClusterInstances;
@@ -72,20 +75,9 @@ impl Kind for VirtualClusterInstances {
 
     fn prepare(&self, object: &mut Value, caller: &Principal) {
         object::add_finalizer(object, FINALIZER_TENANT);
+        fill_owner(object, caller);
         let name = object::name(object).to_owned();
-        let spec = object::member_mut(object, "spec");
-        // Clients of vCluster Platform leave the owner out and rely on it afterwards.
-        if spec
-            .get("owner")
-            .is_none_or(|o| o.as_object().is_none_or(serde_json::Map::is_empty))
-        {
-            let owner = match caller.user.strip_prefix(GROUP_TEAM_PREFIX) {
-                Some(team) => json!({ "team": team }),
-                None => json!({ "user": caller.user }),
-            };
-            spec.insert("owner".into(), owner);
-        }
-        // ... and show this as the name.
+        // Clients of vCluster Platform show this as the name.
         let host = object::member_mut(&mut object["spec"], "clusterRef");
         if host.get("virtualCluster").is_none_or(|v| v == "") {
             host.insert("virtualCluster".into(), name.into());
@@ -100,9 +92,7 @@ impl Kind for VirtualClusterInstances {
         for (key, value) in was {
             host.entry(key).or_insert(value);
         }
-        if let (None, Some(owner)) = (new["spec"].get("owner"), old["spec"].get("owner")) {
-            object::member_mut(new, "spec").insert("owner".into(), owner.clone());
-        }
+        keep_owner(old, new);
     }
 
     fn validate(&self, object: &Value) -> Vec<Cause> {
@@ -122,52 +112,17 @@ impl Kind for VirtualClusterInstances {
     /// from a template where the project asks for that.
     async fn admit_change(&self, asker: Asker<'_>, old: Option<&Value>, new: &Value) -> Result<(), Box<Status>> {
         let kind = &VIRTUAL_CLUSTER_INSTANCES;
-        let namespace = object::meta_text(new, "namespace");
-        let grants = Some("access");
-        let Some(old) = old else {
+        if old.is_none() {
+            let namespace = object::meta_text(new, "namespace");
             asker
                 .require("create", kind, Some("restricted"), (namespace, None))
                 .await?;
-            if ObjectAccess::of(&new["spec"]).owner.is(asker.principal) {
-                return Ok(());
-            }
-            return asker.require("create", kind, grants, (namespace, None)).await;
-        };
-        if changes_grants(&old["spec"], &new["spec"]) {
-            let name = object::name(new);
-            asker.require("update", kind, grants, (namespace, Some(name))).await?;
         }
-        Ok(())
+        admit_grants(asker, kind, old, new).await
     }
 
     async fn admit_create(&self, backend: &Backend, object: &Value) -> Result<Vec<Op>, Box<Status>> {
-        let namespace = object::meta_text(object, "namespace");
-        let Some(project) = project_of_namespace(namespace) else {
-            return Err(Box::new(Status::not_found("", "namespaces", namespace)));
-        };
-        let key = ObjectKey {
-            kind: PROJECTS,
-            namespace: String::new(),
-            name: project.to_owned(),
-        };
-        let Some(stored) = backend.objects.get(&key).await.map_err(|e| failed(&e))? else {
-            return Err(Box::new(Status::not_found(PROJECTS.group, PROJECTS.plural, project)));
-        };
-        let dying = || {
-            let message = format!("project {project:?} is being deleted; no tenant cluster can be made in it");
-            Box::new(Status::new(Reason::Conflict, message))
-        };
-        if object::is_terminating(&Backend::parse(&stored)?) {
-            return Err(dying());
-        }
-        let guard = project_is_being_deleted(backend, project).await?.ok_or_else(dying)?;
-        Ok(vec![
-            Op::Require {
-                key,
-                revision: stored.revision,
-            },
-            guard,
-        ])
+        inside_project(backend, object).await
     }
 
     async fn decorate(&self, backend: &Backend, caller: Caller<'_>, objects: &mut [Value]) {

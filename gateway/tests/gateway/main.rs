@@ -19,6 +19,7 @@ mod oidc_hostile;
 mod oidc_world;
 mod oracle;
 mod roles;
+mod secrets;
 mod streams;
 mod upgrades;
 mod watches;

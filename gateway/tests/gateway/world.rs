@@ -10,6 +10,7 @@ use hanse_gateway::{
 use hanse_runtime::clock::{SharedClock, SystemClock};
 use hanse_runtime::pki::{LeafSpec, load_certs, load_key, sha256_hex};
 use hanse_runtime::rng::SystemRng;
+use hanse_runtime::seal::Sealer;
 use hanse_runtime::supervisor::{Supervisor, TaskKind};
 use hanse_runtime::telemetry::Metrics;
 use hanse_state::engine::{LogWriter, MemoryEngine, WriterOptions};
@@ -213,12 +214,14 @@ impl World {
         let hub = Arc::new(LoopbackHub::new());
         hub.connect(CLUSTER, agent.clone());
         let ca_pem = pki.authority().cert_pem().to_owned();
+        let seal_key = Sealer::generate(rng.as_ref());
         let mut parts = GatewayParts {
             objects: objects.clone(),
             hub: hub.clone(),
             signer: Arc::new(Signer::new(&pki.server("eu-1").unwrap()).unwrap()),
             clock,
             rng,
+            sealer: Sealer::from_key(&seal_key).unwrap(),
             cluster_status: Arc::new(NoServers::default()),
             backups: Arc::new(NoBackups),
             metrics: Metrics::default(),
