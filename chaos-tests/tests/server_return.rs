@@ -45,3 +45,16 @@ async fn a_server_that_says_ready_reaches_the_tenants() -> Result<()> {
     anyhow::ensure!(status.success(), "hanse start eu: {status}");
     world.finish()
 }
+
+/// Whoever is told that a region is back goes to it at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_that_was_started_reaches_the_tenants() -> Result<()> {
+    let world = World::up(36)?;
+    let context = world.tenant("work", "us")?;
+    let through_eu = world.client(&format!("{context}_eu")).await?;
+    world.process("server", "eu")?.kill()?;
+    tokio::time::sleep(AWAY).await;
+    world.hanse(&["start", "eu"])?;
+    get(&through_eu, "/version").await.context("right after the start")?;
+    world.finish()
+}

@@ -31,6 +31,8 @@ const POLL: Duration = Duration::from_millis(100);
 const SERVERS_LIMIT: Duration = Duration::from_secs(90);
 /// For agents to enrol and connect.
 const AGENTS_LIMIT: Duration = Duration::from_secs(90);
+/// For servers to say that they reach the agents; more than they themselves wait for those.
+const REACHED_LIMIT: Duration = Duration::from_secs(30);
 /// For the first tenant's API server.
 const TENANT_LIMIT: Duration = Duration::from_secs(180);
 /// For each tenant that was there before.
@@ -219,7 +221,8 @@ impl<'a> Up<'a> {
             let mut left = Vec::new();
             let mut why = String::new();
             for (name, http, log) in waiting {
-                if let Err(reason) = ready(&http).await {
+                // Without the agents: those that it waits for may be the next to start.
+                if let Err(reason) = ready(&http, "/readyz?exclude=agents").await {
                     why = reason;
                     left.push((name, http, log));
                 }
@@ -299,7 +302,30 @@ impl<'a> Up<'a> {
             // It was good for one enrolment, which is done.
             files::remove(&generate::enrolment_token(layout, &region.name))?;
         }
+        self.reached(regions, &mut step).await?;
         step.done(&counted(regions.len(), fresh));
+        Ok(())
+    }
+
+    /// Waits until the servers of `regions` reach the agents that others hold: whoever is told that a region is back may go
+    /// to it at once. A server gives that up by itself after a while, for agents that cannot reach it.
+    async fn reached(&self, regions: &[Region], step: &mut Step) -> Result<()> {
+        let ca = Trust::Pinned(self.installation.ca()?);
+        let clock = &self.app.clock;
+        let end = clock.mono() + REACHED_LIMIT;
+        for region in regions {
+            let http = Http::new(BaseUrl::parse(&region.url())?, &ca, None, clock.clone())?;
+            while let Err(why) = ready(&http, "/readyz").await {
+                if clock.mono() >= end {
+                    let limit = seconds(REACHED_LIMIT);
+                    let message = format!("the server of {} is not ready after {limit}: {why}", region.name);
+                    let log = self.installation.layout.region(&region.name, "log/server.log");
+                    return Err(Error::new(Kind::TimedOut, message).hint(format!("its log: {}", log.display())));
+                }
+                step.say(&format!("waiting until {} reaches all of them", region.name));
+                clock.sleep(POLL).await;
+            }
+        }
         Ok(())
     }
 
@@ -464,11 +490,11 @@ fn counted(all: usize, fresh: usize) -> String {
     }
 }
 
-/// Whether a gateway says that it is ready, or why not. Agents are left out: those that it waits for may be the next to start.
-async fn ready(http: &Http) -> std::result::Result<(), String> {
+/// Whether a gateway says at `path` that it is ready, or why not.
+async fn ready(http: &Http, path: &str) -> std::result::Result<(), String> {
     /// Of the answer, as much as fits a line.
     const EXCERPT: usize = 120;
-    match http.once(&Call::get("/readyz?exclude=agents")).await {
+    match http.once(&Call::get(path)).await {
         Ok(reply) if reply.status.is_success() => Ok(()),
         Ok(reply) => {
             let text = String::from_utf8_lossy(&reply.body);
