@@ -195,7 +195,9 @@ async fn management(
     let backend = if matches!(head.method, Method::GET | Method::HEAD) {
         &inner.backend
     } else {
-        audited = inner.backend.by(audit::Writer::new(facts, inner.parts.clock.clone()));
+        audited = inner
+            .backend
+            .by(audit::Writer::new(Arc::clone(&facts), inner.parts.clock.clone()));
         &audited
     };
     let request = ApiRequest {
@@ -211,13 +213,18 @@ async fn management(
     };
     let limit = inner.parts.limits.request;
     let served = timeout(inner.parts.clock.as_ref(), limit, apiserver::serve(backend, request)).await;
-    served.unwrap_or_else(|_| {
+    let response = served.unwrap_or_else(|_| {
         let message = format!(
             "the request was not done within {} s; look before you try again",
             limit.as_secs()
         );
         Err(Box::new(Status::new(Reason::Timeout, message)))
-    })
+    })?;
+    if audit::is_sensitive(&info) {
+        // He may, and nothing of it was sent yet.
+        inner.recorder.record(facts.begun(inner.parts.clock.wall())).await?;
+    }
+    Ok(response)
 }
 
 /// What completes when a watch must end early. It holds the watch's place among the long-running requests.

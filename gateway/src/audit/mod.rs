@@ -19,7 +19,7 @@ use crate::query::Query;
 use crate::router::{Route, route};
 use event::{About, Reference, Stage};
 use hanse_api::access::Principal;
-use hanse_api::kinds::{ACCESS_KEYS, LOGIN_GRANTS, SPENT_LOGINS};
+use hanse_api::kinds::{ACCESS_KEYS, LOFT_GROUP, LOGIN_GRANTS, SPENT_LOGINS};
 use hanse_api::status::Status;
 use hanse_api::{ObjectMeta, Timestamp};
 use hanse_runtime::clock::SharedClock;
@@ -166,17 +166,16 @@ struct Asks {
     info: Option<RequestInfo>,
 }
 
-/// Whether a request to a tenant or connected cluster is one that the audit knows of before it begins: it opens a session,
-/// reads secrets, or makes credentials.
+/// Whether a request, to the management API or through it to a cluster, is one that the audit knows of before it is answered:
+/// it opens a session, reads secrets, or makes credentials.
 pub(crate) fn is_sensitive(info: &RequestInfo) -> bool {
-    if !info.is_resource || !info.group.is_empty() {
-        return false;
-    }
-    match (info.resource.as_str(), info.subresource.as_str()) {
-        ("pods", "exec" | "attach" | "portforward") | ("serviceaccounts", "token") => true,
-        ("secrets", _) => matches!(info.verb.as_str(), "get" | "list" | "watch"),
-        _ => false,
-    }
+    let reads = matches!(info.verb.as_str(), "get" | "list" | "watch");
+    info.is_resource
+        && match (info.group.as_str(), info.resource.as_str(), info.subresource.as_str()) {
+            ("", "pods", "exec" | "attach" | "portforward") | ("", "serviceaccounts", "token") => true,
+            ("", "secrets", _) | (LOFT_GROUP, "projectsecrets" | "sharedsecrets", _) => reads,
+            _ => false,
+        }
 }
 
 /// Writes the events of what a request changes.
@@ -261,12 +260,15 @@ mod tests {
             ("GET", "/api/v1/namespaces/a/secrets/s"),
             ("GET", "/api/v1/namespaces/a/secrets?watch=1"),
             ("POST", "/api/v1/namespaces/a/serviceaccounts/s/token"),
+            ("GET", "/apis/management.loft.sh/v1/namespaces/p-a/projectsecrets/s"),
+            ("GET", "/apis/management.loft.sh/v1/sharedsecrets"),
         ] {
             assert!(sensitive(method, path), "{method} {path}");
         }
         for (method, path) in [
             ("GET", "/api/v1/namespaces/a/pods/x/log"),
             ("POST", "/api/v1/namespaces/a/secrets"),
+            ("PUT", "/apis/management.loft.sh/v1/namespaces/p-a/projectsecrets/s"),
             ("GET", "/apis/x.io/v1/secrets"),
             ("GET", "/version"),
         ] {

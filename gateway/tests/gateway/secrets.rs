@@ -162,3 +162,28 @@ async fn shared_ones(admin: &Client, bob: &Client) {
     bob.get(&format!("{all}/global")).await.good();
     bob.post(&all, &secret("mine")).await.fails(403);
 }
+
+#[tokio::test]
+async fn whoever_reads_a_secret_is_in_the_audit_trail() {
+    let world = World::start().await;
+    let admin = world.admin();
+    let all = secrets("p-default", "projectsecrets");
+    admin.post(&all, &secret("foo")).await.good();
+    admin.get(&format!("{all}/foo")).await.good();
+    world.bob().get(&format!("{all}/foo")).await.fails(403);
+    // No waiting: the answer came after its event.
+    let trail = admin.get(&format!("{API}/events")).await.good();
+    let told: Vec<(&str, &str)> = trail["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| &e["status"])
+        .map(|e| (e["verb"].as_str().unwrap(), e["user"]["username"].as_str().unwrap()))
+        .filter(|(_, user)| *user != "bob")
+        .collect();
+    assert_eq!(told, [("create", "admin"), ("get", "admin")], "{trail}");
+    assert!(
+        !trail.to_string().contains(VALUE) && !trail.to_string().contains(PLAIN),
+        "{trail}"
+    );
+}
