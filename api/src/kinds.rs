@@ -107,6 +107,12 @@ pub const ANNOTATION_REGION: &str = "hanse.dev/region";
 pub const ANNOTATION_SIMULATED_NODES: &str = "hanse.dev/simulated-nodes";
 /// Annotation of a VirtualClusterInstance: GPUs (`nvidia.com/gpu`) per simulated node.
 pub const ANNOTATION_SIMULATED_GPUS: &str = "hanse.dev/simulated-gpus-per-node";
+/// Annotation of a VirtualClusterInstance: bytes that its objects may take in the store.
+pub const ANNOTATION_STORE_BYTES: &str = "hanse.dev/store-bytes";
+/// Annotation of a VirtualClusterInstance: objects that it may have in the store.
+pub const ANNOTATION_STORE_KEYS: &str = "hanse.dev/store-keys";
+/// Annotation of a VirtualClusterInstance: writes to the store that each server takes from it in a second.
+pub const ANNOTATION_STORE_WRITES: &str = "hanse.dev/store-writes-per-second";
 /// Annotation of a VirtualClusterInstance: the wanted region, when no cluster is named.
 pub const ANNOTATION_WANTED_REGION: &str = "hanse.dev/wanted-region";
 /// Finalizer that keeps a tenant cluster's object until its processes and keys are gone.

@@ -1,6 +1,8 @@
 //! Settings of a consensus node and their defaults.
 
 use crate::error::ConsensusError;
+use crate::fair;
+use crate::purge;
 use crate::tls::{TlsPem, Trust};
 use crate::types::{Member, NodeId};
 use openraft::SnapshotPolicy;
@@ -35,8 +37,14 @@ pub struct Settings {
     pub snapshot_every: u64,
     /// Purgeable entries that are kept nevertheless: a member that comes back within them replays instead of taking a snapshot.
     pub keep_entries: u64,
+    /// Bytes of log that are kept at most in the same way.
+    pub keep_bytes: u64,
+    /// Bytes that a leader keeps at most for a member that is behind; of entries, four times `keep_entries`.
+    pub hold_bytes: u64,
     /// Entries purged at once.
     pub purge_stride: u64,
+    /// Whose writes go into the log next, when there are many.
+    pub turns: fair::Limits,
     /// How servers know each other. `hanse server` never uses another than the first.
     pub trust: Trust,
 }
@@ -54,7 +62,10 @@ impl Default for Settings {
             snapshot_timeout: Duration::from_secs(600),
             snapshot_every: 50_000,
             keep_entries: 50_000,
+            keep_bytes: 128 << 20,
+            hold_bytes: 1 << 30,
             purge_stride: 10_000,
+            turns: fair::Limits::default(),
             trust: Trust::Names,
         }
     }
@@ -76,7 +87,8 @@ impl Settings {
             // openraft hands out three quarters of it as the limit that the network keeps.
             install_snapshot_timeout: millis(self.snapshot_timeout).saturating_mul(4) / 3,
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_every),
-            max_in_snapshot_log_to_keep: self.keep_entries,
+            // The rest is `purge`'s, which knows who is behind.
+            max_in_snapshot_log_to_keep: self.keep_entries.saturating_mul(purge::HOLD),
             purge_batch_size: self.purge_stride,
             // A follower whose entries are still there replays them, however far behind: a snapshot costs far more.
             replication_lag_threshold: u64::MAX / 2,

@@ -10,18 +10,24 @@
 //!   [`admission`]: whether a server without data may take part; [`identity`]: who a server is.
 //! - [`log_store`], [`state_machine`], [`snapshot`]: what Raft keeps, on the server's one engine; [`restore`]: where it begins
 //!   on content from a backup.
+//! - `purge`: how much of the logs stays; [`disk`]: what is refused when a disk fills up.
 //! - [`network`], [`service`], [`peer_stream`], [`tls`]: the two sides of the Raft port.
+//! - [`fair`]: whose writes go into the log next, when there are many; [`level`]: which formats the members may use.
 //! - [`meters`]: what is counted.
 //! - [`codec`]: our own versioned records; openraft's serde forms are never stored or sent.
 
 pub mod admission;
 pub mod codec;
 pub mod config;
+pub mod disk;
 pub mod error;
+pub mod fair;
 pub mod forward;
 pub mod group;
 pub mod high_water;
 pub mod identity;
+pub mod level;
+mod log_size;
 pub mod log_store;
 mod log_tail;
 pub mod membership;
@@ -31,6 +37,7 @@ pub mod node;
 pub mod peer_stream;
 pub mod pending;
 pub mod propose;
+mod purge;
 pub mod read_index;
 pub mod replicated_store;
 pub mod restore;
@@ -44,6 +51,7 @@ pub mod tls;
 pub mod types;
 
 pub use config::{NodeConfig, Settings};
+pub use disk::Disk;
 pub use error::ConsensusError;
 pub use group::Leadership;
 pub use identity::{Discovery, Joined};

@@ -7,6 +7,7 @@
 use crate::codec;
 use crate::error::{CodecError, ConsensusError};
 use crate::high_water::HighWater;
+use crate::log_size::LogSize;
 use crate::log_tail::Tail;
 use crate::types::{Entry, GroupId, LogId, TypeConfig, Vote, group_name};
 use bytes::Bytes;
@@ -24,6 +25,7 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Most bytes of entries read at once, for a follower or for apply; a single larger entry goes alone.
 pub const MAX_READ_BYTES: usize = 4 * 1024 * 1024;
@@ -48,6 +50,10 @@ struct Inner {
     mark: Arc<HighWater>,
     /// Taken for a moment, never across a wait.
     tail: Mutex<Tail>,
+    /// Likewise.
+    size: Mutex<LogSize>,
+    /// Bytes of the log, for who wants to know.
+    bytes: Arc<AtomicU64>,
 }
 
 impl Debug for LogStore {
@@ -64,6 +70,11 @@ fn io_error<E: std::error::Error + Send + Sync + 'static>(error: E) -> io::Error
 
 fn log_key(group: GroupId, index: u64) -> Bytes {
     [group.prefix().as_slice(), &index.to_be_bytes()].concat().into()
+}
+
+/// Bytes that an entry takes, its key included.
+fn entry_bytes(value: usize) -> u64 {
+    value as u64 + 12
 }
 
 impl LogStore {
@@ -84,10 +95,48 @@ impl LogStore {
                 writer,
                 mark: Arc::new(mark),
                 tail: Mutex::new(Tail::new(TAIL_BYTES)),
+                size: Mutex::default(),
+                bytes: Arc::default(),
             }),
         };
         store.check_complete()?;
+        store.measure()?;
         Ok(store)
+    }
+
+    /// Finds out how large the log is, which is bounded by what purges leave.
+    fn measure(&self) -> Result<(), ConsensusError> {
+        let Inner {
+            group, engine, size, ..
+        } = self.inner.as_ref();
+        let prefix = group.prefix();
+        let mut cursor = engine
+            .cursor(Cf::Log, &prefix, &prefix_end(&prefix))
+            .map_err(StoreError::from)?;
+        while let Some((key, value)) = cursor.current() {
+            if let Some((_, index)) = key.split_last_chunk() {
+                size.lock().append(u64::from_be_bytes(*index), entry_bytes(value.len()));
+            }
+            cursor.advance().map_err(StoreError::from)?;
+        }
+        self.resize(|_| ());
+        Ok(())
+    }
+
+    /// Bytes of the log, kept up to date.
+    pub(crate) fn bytes(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.inner.bytes)
+    }
+
+    fn resize(&self, change: impl FnOnce(&mut LogSize)) {
+        let mut size = self.inner.size.lock();
+        change(&mut size);
+        self.inner.bytes.store(size.bytes(), Ordering::Relaxed);
+    }
+
+    /// Asks how large the log is.
+    pub(crate) fn with_size<T>(&self, ask: impl FnOnce(&LogSize) -> T) -> T {
+        ask(&self.inner.size.lock())
     }
 
     /// The log must reach at least to where it was once known to be durable.
@@ -261,16 +310,20 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         };
         let (first, last) = (first.index(), last.index());
         let mut batch = WriteBatch::new();
+        let mut sizes = Vec::with_capacity(entries.len());
         for entry in &entries {
             let value = codec::entry_to_pb(entry).encode_to_vec();
+            sizes.push((entry.index(), entry_bytes(value.len())));
             batch.put(Cf::Log, log_key(self.inner.group, entry.index()), value);
         }
         let done = self.on_flushed(last, callback);
         // First, because whoever the callback wakes reads at once.
         self.inner.tail.lock().append(entries);
+        self.resize(|size| sizes.into_iter().for_each(|(index, bytes)| size.append(index, bytes)));
         let appended = self.inner.writer.append(batch, done).await;
         if appended.is_err() {
             self.inner.tail.lock().cut(first);
+            self.resize(|size| size.cut(first));
         }
         appended.map_err(io_error)
     }
@@ -282,12 +335,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             writer,
             mark,
             tail,
+            ..
         } = self.inner.as_ref();
         let keep = last_log_id.map_or(0, |id| id.index + 1);
         // Callbacks of earlier appends raise the mark; they must be through before it goes down.
         writer.write(WriteBatch::new()).await.map_err(io_error)?;
         mark.lower(keep)?;
         tail.lock().cut(keep);
+        self.resize(|size| size.cut(keep));
         let prefix = group.prefix();
         let last = engine.last(Cf::Log, &prefix, &prefix_end(&prefix)).map_err(io_error)?;
         let last = last
@@ -305,6 +360,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         let group = self.inner.group;
         self.inner.tail.lock().purge(log_id.index + 1);
+        self.resize(|size| size.purge(log_id.index + 1));
         let mut batch = WriteBatch::new();
         batch.put(Cf::Meta, meta_key(group, PURGED), codec::purged_record(&log_id));
         batch.delete_range(Cf::Log, log_key(group, 0), log_key(group, log_id.index + 1));

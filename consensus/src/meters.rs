@@ -7,11 +7,12 @@ use hanse_runtime::BoxError;
 use hanse_runtime::meter::{Family, Histogram, Stopwatch};
 use hanse_state::meters::{Count, InFlight};
 use openraft::async_runtime::WatchReceiver;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Snapshots of one group, there and back.
+/// Snapshots of one group, there and back, and its log.
 #[derive(Debug, Default)]
 pub struct SnapshotMeters {
     pub(crate) sending: InFlight,
@@ -21,6 +22,8 @@ pub struct SnapshotMeters {
     pub(crate) installing: InFlight,
     pub(crate) installed_bytes: Count,
     pub(crate) installed: Count,
+    /// Bytes of the log.
+    pub(crate) log_bytes: OnceLock<Arc<AtomicU64>>,
 }
 
 /// Proposals and leaders of one group.
@@ -116,8 +119,13 @@ pub(crate) fn families(group: &Group, meters: &GroupMeters) -> Vec<Family> {
     families
 }
 
-fn of_snapshots(meters: &SnapshotMeters) -> [Family; 7] {
+fn of_snapshots(meters: &SnapshotMeters) -> [Family; 8] {
     [
+        Family::gauge(
+            "hanse_store_log_bytes",
+            "Bytes of the log on this member.",
+            meters.log_bytes.get().map_or(0, |bytes| bytes.load(Ordering::Relaxed)),
+        ),
         Family::gauge(
             "etcd_server_snapshot_apply_in_progress_total",
             "Snapshots that are being installed.",

@@ -2,14 +2,17 @@
 
 use crate::admission::{Admission, Entrance, Gate, watch_removal};
 use crate::config::NodeConfig;
+use crate::disk::Disk;
 use crate::error::ConsensusError;
 use crate::forward::Forwarder;
 use crate::group::{Group, GroupRaft, Leadership};
 use crate::identity;
+use crate::level;
 use crate::log_store::LogStore;
 use crate::membership::Changes;
 use crate::network::{NetworkFactory, Peers};
 use crate::pending::Pending;
+use crate::purge;
 use crate::read_index::MAX_WAITING_READS;
 use crate::replicated_store::ReplicatedStore;
 use crate::roster::{Change, Roster};
@@ -134,7 +137,12 @@ impl Node {
         };
         let entrance = starting.entrance().await?;
         let groups = Arc::new(starting.groups().await?);
-        let about = Arc::new(About::new(&config, Arc::clone(&groups), entrance.gate.clone()));
+        let about = Arc::new(About::new(
+            &config,
+            Arc::clone(&groups),
+            entrance.gate.clone(),
+            Arc::default(),
+        ));
         let changes = starting.changes(&about)?;
         let service = Service::new(Arc::clone(&about), Arc::clone(&changes));
         let shutdown = supervisor.shutdown_token();
@@ -147,9 +155,7 @@ impl Node {
         };
         // The port stays open until leadership was handed over: its phase is that of apply, not that of listeners.
         supervisor.spawn(TaskKind::Apply, "raft port", server.run(service));
-        let store = |group: &Arc<Group>| ReplicatedStore::new(Arc::clone(group), writer.clone(), Arc::clone(&rng));
-        let stores: BTreeMap<_, _> = groups.iter().map(|(id, group)| (*id, store(group))).collect();
-        starting.count_leaders(&groups, &stores);
+        let stores = starting.stores(&about);
         let stopped = tokio::sync::Mutex::new(false);
         if !entrance.gate.is_open() {
             let task = Arc::clone(&entrance).wait(shutdown.phase(Phase::Consensus));
@@ -307,12 +313,24 @@ impl Node {
         self.inner.about.tell(extra);
     }
 
+    /// Refuses what grows, with etcd's words, while a server of the cluster that watches its disk has less than `limit` bytes
+    /// free: so that there is room for what is under way, and for making room. The first call counts.
+    pub fn watch_disk(&self, disk: impl Disk, limit: u64, supervisor: &Supervisor) {
+        self.inner.about.disks.watch(Box::new(disk), limit);
+        let (node, stop) = (self.clone(), supervisor.shutdown_token().phase(Phase::Consensus));
+        supervisor.spawn(TaskKind::Consensus, "free space", async move {
+            let Inner { about, peers, .. } = node.inner.as_ref();
+            about.disks.keep_looking(peers, || node.members(), stop).await
+        });
+    }
+
     /// What this server counts of its groups, by their names, and of what they share.
     pub fn families(&self) -> Vec<Family> {
         let stores = self.inner.stores.iter();
         let mut families =
             meter::labelled(stores.map(|(id, store)| (("group", group_name(*id)), store.own_families())));
         families.extend(self.inner.writer.meters().families());
+        families.extend(self.inner.about.disks.families());
         families
     }
 
@@ -432,6 +450,22 @@ impl Starting<'_> {
         Ok(groups)
     }
 
+    /// The stores on top of the groups.
+    fn stores(&self, about: &About) -> BTreeMap<GroupId, Arc<ReplicatedStore>> {
+        let store = |group: &Arc<Group>| {
+            ReplicatedStore::new(
+                Arc::clone(group),
+                self.writer.clone(),
+                Arc::clone(self.rng),
+                Arc::clone(&about.disks),
+                self.supervisor.clone(),
+            )
+        };
+        let stores = about.groups.iter().map(|(id, group)| (*id, store(group))).collect();
+        self.count_leaders(&about.groups, &stores);
+        stores
+    }
+
     fn count_leaders(&self, groups: &BTreeMap<GroupId, Arc<Group>>, stores: &BTreeMap<GroupId, Arc<ReplicatedStore>>) {
         let stop = self.supervisor.shutdown_token().phase(TaskKind::BestEffort.phase());
         for (group, store) in groups.values().zip(stores.values()) {
@@ -483,6 +517,8 @@ impl Starting<'_> {
         let state_machine = StateMachine::open(id, Arc::clone(&machine), engine, Arc::clone(&pending), spool.clone())?;
         let config = Arc::new(self.config.settings.raft(format!("hanse-{}", group_name(id)))?);
         let network = NetworkFactory::new(self.peers.clone(), id);
+        let kept = log.clone();
+        spool.meters().log_bytes.get_or_init(|| log.bytes());
         let roll = state_machine.roll();
         let raft = GroupRaft::new(self.config.id, config, network, log, state_machine).await;
         let raft = raft.map_err(raft_fault(id, "start"))?;
@@ -513,6 +549,12 @@ impl Starting<'_> {
         let task = timers::expire_leases(Arc::clone(&group), stop.clone());
         self.supervisor
             .spawn(TaskKind::Consensus, format!("leases of {name}"), task);
+        let task = purge::keep_short(Arc::clone(&group), kept, stop.clone());
+        self.supervisor
+            .spawn(TaskKind::Consensus, format!("purge of {name}"), task);
+        let task = level::raise_for_ever(Arc::clone(&group), stop.clone());
+        self.supervisor
+            .spawn(TaskKind::Consensus, format!("feature level of {name}"), task);
         let task = timers::keep_house(Arc::clone(&group), stop);
         self.supervisor
             .spawn(TaskKind::Consensus, format!("upkeep of {name}"), task);

@@ -3,13 +3,21 @@
 //! Writes go through the log, wherever the leader is. Reads are of this member's applied state, after asking the leader how far
 //! that must be; serializable reads and watches do not ask.
 
+use crate::disk::Disks;
+use crate::fair::{Turn, Turns};
 use crate::group::Group;
 use crate::meters::{self, GroupMeters};
 use async_trait::async_trait;
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use hanse_api::resources::StoreLimits;
 use hanse_runtime::meter::Family;
 use hanse_runtime::rng::SharedRng;
+use hanse_runtime::supervisor::{Supervisor, TaskKind};
 use hanse_state::engine::LogWriter;
-use hanse_state::machine::{Machine, check_audited, check_range, check_txn, is_read_only};
+use hanse_state::machine::limits::limits_command;
+use hanse_state::machine::{Machine, check_audited, check_range, check_txn, grows, is_read_only};
 use hanse_state::pb::command::command::Op;
 use hanse_state::pb::command::outcome::Answer;
 use hanse_state::pb::{self, Outcome, command};
@@ -18,7 +26,10 @@ use hanse_state::watch::Watch;
 use hanse_state::{Access, KeySpace, Store, StoreError, StoreStatus, WatchRequest};
 use prost::Message;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tokio::runtime::Handle;
 
 /// A group's store on this member.
 pub struct ReplicatedStore {
@@ -26,6 +37,9 @@ pub struct ReplicatedStore {
     writer: LogWriter,
     rng: SharedRng,
     meters: Arc<GroupMeters>,
+    turns: Turns<KeySpace>,
+    disks: Arc<Disks>,
+    supervisor: Supervisor,
 }
 
 impl fmt::Debug for ReplicatedStore {
@@ -48,14 +62,77 @@ fn revision_of(answer: &Answer) -> Result<i64, StoreError> {
     }
 }
 
+/// Whether a command waits for its space's turn. What is done about a tenant does not: a fence must not wait behind the writes
+/// that it is to end, nor new limits behind those that they are to bound.
+const fn takes_turn(op: &Op) -> bool {
+    match op {
+        Op::Txn(_)
+        | Op::AuditedTxn(_)
+        | Op::Compact(_)
+        | Op::LeaseGrant(_)
+        | Op::LeaseRevoke(_)
+        | Op::LeaseKeepAlive(_)
+        | Op::SetAlarm(_) => true,
+        Op::SetFence(_)
+        | Op::DropSpace(_)
+        | Op::SetLimits(_)
+        | Op::SetLevel(_)
+        | Op::ExpireLeases(_)
+        | Op::ExtendLeases(_) => false,
+    }
+}
+
+/// A write in the log's hands. It goes on when nobody waits for it any more, and so keeps its turn: else whoever gives up at once
+/// could have any number under way.
+struct Proposed {
+    outcome: Option<BoxFuture<'static, Result<Outcome, StoreError>>>,
+    supervisor: Supervisor,
+}
+
+impl Future for Proposed {
+    type Output = Result<Outcome, StoreError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(outcome) = &mut self.outcome else {
+            return Poll::Ready(Err(StoreError::Stopped));
+        };
+        let outcome = ready!(outcome.as_mut().poll(cx));
+        self.outcome = None;
+        Poll::Ready(outcome)
+    }
+}
+
+impl Drop for Proposed {
+    fn drop(&mut self) {
+        // Outside of a runtime this process is on its way out.
+        if let Some(outcome) = self.outcome.take()
+            && Handle::try_current().is_ok()
+        {
+            let rest = outcome.map(|_nobody_asks| Ok(()));
+            self.supervisor.spawn(TaskKind::BestEffort, "an abandoned write", rest);
+        }
+    }
+}
+
 impl ReplicatedStore {
-    pub(crate) fn new(group: Arc<Group>, writer: LogWriter, rng: SharedRng) -> Arc<Self> {
+    pub(crate) fn new(
+        group: Arc<Group>,
+        writer: LogWriter,
+        rng: SharedRng,
+        disks: Arc<Disks>,
+        supervisor: Supervisor,
+    ) -> Arc<Self> {
         let meters = Arc::default();
+        let settings = group.settings();
+        let turns = Turns::new(settings.turns, settings.request_timeout, Arc::clone(group.clock()));
         Arc::new(Self {
             group,
             writer,
             rng,
             meters,
+            turns,
+            disks,
+            supervisor,
         })
     }
 
@@ -65,7 +142,9 @@ impl ReplicatedStore {
 
     /// What is counted of the group here, without what its members on this server share.
     pub(crate) fn own_families(&self) -> Vec<Family> {
-        meters::families(&self.group, &self.meters)
+        let mut families = meters::families(&self.group, &self.meters);
+        families.extend(self.turns.families());
+        families
     }
 
     fn check(&self, space: &KeySpace) -> Result<(), StoreError> {
@@ -84,20 +163,53 @@ impl ReplicatedStore {
     /// Puts a command through the log.
     async fn change(&self, space: &KeySpace, epoch: Option<u64>, op: Op) -> Result<Answer, StoreError> {
         self.check(space)?;
+        if self.disks.refuses(self.group.id) && grows(&op) {
+            return Err(StoreError::NoSpace);
+        }
         // The leader stamps the time.
+        let in_turn = takes_turn(&op);
         let command = Machine::command(0, space, epoch, op).encode_to_vec();
+        let turn = if in_turn {
+            Some(self.turns.take(space, command.len(), self.rate(space)).await?)
+        } else {
+            None
+        };
         let GroupMeters {
             stopwatch,
             commit,
             failed,
             ..
         } = self.meters.as_ref();
-        let proposed = stopwatch.time_async(commit, self.group.propose(command.into()));
+        let proposed = stopwatch.time_async(commit, self.propose(command.into(), turn));
         let Outcome { answer } = proposed.await.inspect_err(|_| failed.add(1))?;
         match answer {
             Some(Answer::Refusal(refusal)) => Err(StoreError::from_refusal(refusal)),
             Some(answer) => Ok(answer),
             None => Err(mismatch()),
+        }
+    }
+
+    /// Writes per second that a space is limited to; 0: not limited.
+    fn rate(&self, space: &KeySpace) -> u32 {
+        let access = Access {
+            space: space.clone(),
+            epoch: None,
+        };
+        // A space that is gone refuses by itself.
+        self.machine()
+            .limits(&access)
+            .map_or(0, |limits| limits.writes_per_second)
+    }
+
+    fn propose(&self, command: Bytes, turn: Option<Turn<KeySpace>>) -> Proposed {
+        let group = Arc::clone(&self.group);
+        let outcome = async move {
+            let _until_its_fate_is_known = turn;
+            group.propose(command).await
+        };
+        Proposed {
+            outcome: Some(outcome.boxed()),
+            supervisor: self.supervisor.clone(),
         }
     }
 
@@ -215,6 +327,13 @@ impl Store for ReplicatedStore {
         self.change(&space, None, Op::SetFence(command::SetFence { epoch }))
             .await
             .map(|_| ())
+    }
+
+    async fn set_limits(&self, tenant: &str, limits: StoreLimits) -> Result<(), StoreError> {
+        let space = KeySpace::Tenant(tenant.to_owned());
+        let op = Op::SetLimits(limits_command(limits));
+        self.machine().check_level(&op)?;
+        self.change(&space, None, op).await.map(|_| ())
     }
 
     async fn drop_space(&self, tenant: &str) -> Result<(), StoreError> {

@@ -3,6 +3,7 @@
 use crate::admission::Gate;
 use crate::codec::pb;
 use crate::config::NodeConfig;
+use crate::disk::Disks;
 use crate::group::Group;
 use crate::network::{Lane, Peers};
 use crate::types::{GroupId, Member, NodeId};
@@ -10,6 +11,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use hanse_api::resources::GroupProgress;
 use hanse_runtime::clock::timeout;
+use hanse_state::machine::level::LEVEL;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -25,6 +27,7 @@ pub struct About {
     /// Whether this server takes part in Raft.
     pub(crate) gate: Gate,
     extra: OnceLock<Extra>,
+    pub(crate) disks: Arc<Disks>,
 }
 
 impl fmt::Debug for About {
@@ -34,7 +37,12 @@ impl fmt::Debug for About {
 }
 
 impl About {
-    pub(crate) fn new(config: &NodeConfig, groups: Arc<BTreeMap<GroupId, Arc<Group>>>, gate: Gate) -> Self {
+    pub(crate) fn new(
+        config: &NodeConfig,
+        groups: Arc<BTreeMap<GroupId, Arc<Group>>>,
+        gate: Gate,
+        disks: Arc<Disks>,
+    ) -> Self {
         Self {
             id: config.id,
             name: config.name.clone(),
@@ -42,6 +50,7 @@ impl About {
             groups,
             gate,
             extra: OnceLock::new(),
+            disks,
         }
     }
 
@@ -66,6 +75,8 @@ impl About {
             groups: self.groups.values().map(|group| group.status_message()).collect(),
             extra: self.extra.get().map(|extra| extra().into()).unwrap_or_default(),
             removed: self.removed().into_iter().collect(),
+            level: LEVEL,
+            free_bytes: self.disks.told(),
         }
     }
 }

@@ -19,6 +19,9 @@ pub const CLEANED_UP: &str = "CleanedUp";
 /// A controller does its work. Set to `False` when one gave up; absent otherwise.
 pub const RECONCILED: &str = "Reconciled";
 
+/// Its store is limited; says to what. Absent without limits.
+pub const STORE_LIMITED: &str = "StoreLimited";
+
 /// In the order in which a tenant cluster passes them; the first that is not `True` gives reason and message.
 const ORDER: [&str; 7] = [CLEANED_UP, RECONCILED, SCHEDULED, SYNCED, DEPLOYED, READY, ONLINE];
 /// Longest message, in bytes; the rest is cut.

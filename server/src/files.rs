@@ -1,7 +1,9 @@
 //! Files that a server reads at its start, and the lock on its data directory.
 
 use crate::error::ServerError;
+use hanse_consensus::Disk;
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -66,6 +68,19 @@ pub fn lock_data_dir(path: &Path) -> Result<DataDirLock, ServerError> {
 
 /// Free space below which a server does not start: it could not even write its first snapshot.
 pub const FREE_SPACE_MIN: u64 = 256 << 20;
+
+/// Bytes that must be free so that tenants may write more: what is under way then, and compaction, still have room.
+pub const FREE_SPACE_LOW: u64 = FREE_SPACE_MIN / 2;
+
+/// The disk of a data directory.
+#[derive(Clone, Debug)]
+pub struct DataDisk(pub PathBuf);
+
+impl Disk for DataDisk {
+    fn free(&self) -> io::Result<u64> {
+        free_space(&self.0).map_err(io::Error::other)
+    }
+}
 
 /// Bytes that are free on the disk of a directory.
 pub fn free_space(path: &Path) -> Result<u64, ServerError> {

@@ -147,8 +147,11 @@ async fn start_node(
         rng: Arc::clone(&machine.rng),
         listener: Some(listener),
     };
-    let node = Node::start(node_config, parts).await;
-    let node = node.map_err(|error| ServerError::part("consensus", error))?;
+    let node = Node::start(node_config, parts)
+        .await
+        .map_err(|error| ServerError::part("consensus", error))?;
+    let disk = files::DataDisk(config.data_dir.clone());
+    node.watch_disk(disk, files::FREE_SPACE_LOW, &machine.supervisor);
     Ok((node, engine))
 }
 

@@ -38,8 +38,6 @@ const DRAIN: Duration = Duration::from_millis(500);
 const COMPACTION_TICK: Duration = Duration::from_secs(10);
 /// How often the free space is looked at.
 const DISK_TICK: Duration = Duration::from_secs(10);
-/// Free space below which the alarm is raised: what is under way then, and compaction, still have room.
-const DISK_LOW: u64 = files::FREE_SPACE_MIN / 2;
 /// Name in certificates that are made up.
 const AUTO_NAME: &str = "hanse-store";
 /// Lifetime of certificates that are made up; each start makes new ones.
@@ -401,7 +399,7 @@ async fn watch_the_disk(path: &Path, node: &Node, clock: &SharedClock) {
             }
         };
         // Once for each time that it gets low, so that an operator can disarm it and go on at his own risk.
-        let was_low = std::mem::replace(&mut low, free < DISK_LOW);
+        let was_low = std::mem::replace(&mut low, free < files::FREE_SPACE_LOW);
         if low && !was_low {
             tracing::error!(
                 free_mib = free >> 20,

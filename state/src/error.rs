@@ -107,6 +107,24 @@ pub enum StoreError {
     /// Somebody raised an alarm that a member's data is corrupt.
     #[error("an alarm says that a member is corrupt; changes are refused until it is disarmed")]
     CorruptAlarm,
+    /// The group's members do not all know this feature yet.
+    #[error(
+        "this needs feature level {needed} and the store is at {present}: all servers must run a version that has it"
+    )]
+    LevelTooLow {
+        /// Level that has the feature.
+        needed: u32,
+        /// Level of the group.
+        present: u32,
+    },
+    /// The data was written by a newer version.
+    #[error("the store's data has feature level {found} and this version knows up to {known}: run the newer version")]
+    TooNew {
+        /// Level of the data.
+        found: u32,
+        /// Newest level of this version.
+        known: u32,
+    },
     /// A peer answered with an error that this version does not know.
     #[error("error {code} of a newer server: {text}")]
     Unknown {
@@ -123,7 +141,7 @@ impl StoreError {
     pub fn retryable(&self) -> bool {
         match self {
             Self::NoLeader | Self::LeaderChanged | Self::Timeout | Self::Overloaded | Self::Stopped => true,
-            Self::FutureRevision { .. } => true,
+            Self::FutureRevision { .. } | Self::LevelTooLow { .. } => true,
             Self::Compacted { .. }
             | Self::Fenced { .. }
             | Self::WrongGroup { .. }
@@ -143,6 +161,7 @@ impl StoreError {
             | Self::Storage(_)
             | Self::Corrupt(_)
             | Self::CorruptAlarm
+            | Self::TooNew { .. }
             | Self::Unknown { .. } => false,
         }
     }
@@ -185,6 +204,9 @@ impl StoreError {
             Self::NoSpace => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
             Self::Corrupt(_) | Self::CorruptAlarm => (Code::DataLoss, "etcdserver: corrupt cluster"),
             Self::Fenced { .. } => return Status::permission_denied(format!("hanse: {self}")),
+            Self::LevelTooLow { .. } | Self::TooNew { .. } => {
+                return Status::failed_precondition(format!("hanse: {self}"));
+            }
             Self::InvalidTenant(_) => return Status::invalid_argument(format!("hanse: {self}")),
             Self::WrongGroup { .. } | Self::Storage(_) | Self::Unknown { .. } => {
                 return Status::internal(format!("hanse: {self}"));
@@ -197,6 +219,12 @@ impl StoreError {
     pub fn to_refusal(&self) -> Refusal {
         let plain = |code| Refusal {
             code,
+            ..Refusal::default()
+        };
+        let pair = |code, first: u32, second: u32| Refusal {
+            code,
+            first: i64::from(first),
+            second: i64::from(second),
             ..Refusal::default()
         };
         let text = |code, text: &str| Refusal {
@@ -248,6 +276,8 @@ impl StoreError {
             Self::Storage(detail) => text(23, detail),
             Self::Corrupt(detail) => text(24, detail),
             Self::CorruptAlarm => plain(25),
+            Self::LevelTooLow { needed, present } => pair(26, *needed, *present),
+            Self::TooNew { found, known } => pair(27, *found, *known),
             Self::Unknown { code, text: detail } => text(*code, detail),
         }
     }
@@ -260,6 +290,7 @@ impl StoreError {
             second,
             text,
         } = refusal;
+        let level = |n: i64| u32::try_from(n).unwrap_or(u32::MAX);
         let group = |n: i64| GroupId(u32::try_from(n).unwrap_or(u32::MAX));
         match code {
             1 => Self::Compacted { floor: first },
@@ -294,6 +325,14 @@ impl StoreError {
             23 => Self::Storage(text),
             24 => Self::Corrupt(text),
             25 => Self::CorruptAlarm,
+            26 => Self::LevelTooLow {
+                needed: level(first),
+                present: level(second),
+            },
+            27 => Self::TooNew {
+                found: level(first),
+                known: level(second),
+            },
             _ => Self::Unknown { code, text },
         }
     }
@@ -344,6 +383,8 @@ mod tests {
             E::Storage("disk".into()),
             E::Corrupt("index".into()),
             E::CorruptAlarm,
+            E::LevelTooLow { needed: 3, present: 2 },
+            E::TooNew { found: 9, known: 2 },
             E::Unknown {
                 code: 99,
                 text: "new".into(),

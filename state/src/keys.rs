@@ -138,6 +138,8 @@ pub const META_MACHINE: &[u8] = b"m/";
 pub(crate) const META_STATE: &[u8] = b"m/state";
 /// Name of the marker of the last applied batch in family `meta`.
 pub const META_MARKER: &[u8] = b"m/marker";
+/// Name of the group's feature level in family `meta`.
+pub(crate) const META_LEVEL: &[u8] = b"m/level";
 /// Start of the names of the space records in family `meta`; the tenant follows.
 pub(crate) const META_SPACE: &[u8] = b"m/space/";
 

@@ -6,6 +6,8 @@
 use crate::engine::{EngineError, LogWriter};
 use crate::error::StoreError;
 use crate::keys::{GroupId, KeySpace};
+use crate::machine::level::{self, LEVEL};
+use crate::machine::limits::limits_command;
 use crate::machine::{self, Machine, Staged};
 use crate::pb::command::{self, command::Op, outcome::Answer};
 use crate::pb::{self, Command, Outcome};
@@ -14,6 +16,7 @@ use crate::watch::Watch;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
+use hanse_api::resources::StoreLimits;
 use hanse_runtime::clock::SharedClock;
 use hanse_runtime::meter::Family;
 use hanse_runtime::rng::SharedRng;
@@ -255,10 +258,13 @@ impl Keeper {
         Ok(())
     }
 
-    /// Nobody could keep a lease alive while the store was down.
+    /// Nobody could keep a lease alive while the store was down. And there is nobody else whose program could be too old.
     async fn extend(&self) -> Result<(), StoreError> {
         if self.machine.next_deadline().is_some() {
             self.propose(Op::ExtendLeases(command::ExtendLeases {})).await?;
+        }
+        if self.machine.level() < LEVEL {
+            self.propose(level::raise()).await?;
         }
         Ok(())
     }
@@ -398,6 +404,12 @@ impl Store for LocalStore {
         self.propose(&Access::tenant(tenant), Op::SetFence(command::SetFence { epoch }))
             .await
             .map(|_| ())
+    }
+
+    async fn set_limits(&self, tenant: &str, limits: StoreLimits) -> Result<(), StoreError> {
+        let op = Op::SetLimits(limits_command(limits));
+        self.machine.check_level(&op)?;
+        self.propose(&Access::tenant(tenant), op).await.map(|_| ())
     }
 
     async fn drop_space(&self, tenant: &str) -> Result<(), StoreError> {

@@ -306,6 +306,7 @@ mod tests {
             bytes: n,
             keys: 1,
             floor: -1,
+            ..SpaceUsage::default()
         };
         let spaces = (0..10_000).map(|n| (format!("t{n}"), usage(n))).collect();
         let families = of_spaces(spaces);

@@ -9,6 +9,7 @@ use crate::machine::Machine;
 use crate::pb;
 use async_trait::async_trait;
 use bytes::Bytes;
+use hanse_api::resources::StoreLimits;
 use hanse_runtime::meter::Family;
 use std::sync::Arc;
 
@@ -166,6 +167,8 @@ pub trait Store: Send + Sync + 'static {
     async fn watch(&self, access: &Access, req: WatchRequest) -> Result<Watch, StoreError>;
     /// Refuses hosts of an older epoch from now on. Only grows: a lower epoch than the present fence changes nothing.
     async fn set_fence(&self, tenant: &str, epoch: u64) -> Result<(), StoreError>;
+    /// Says what a tenant's space may hold and how fast it may write.
+    async fn set_limits(&self, tenant: &str, limits: StoreLimits) -> Result<(), StoreError>;
     /// Deletes a tenant's space for good. Its id is never used again.
     async fn drop_space(&self, tenant: &str) -> Result<(), StoreError>;
     /// Raises or lowers an alarm of a member in the space. Lowering [`pb::AlarmType::None`] lowers all of that member's.
@@ -216,6 +219,12 @@ pub struct SpaceHash {
 /// How much a space holds on one member.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpaceUsage {
+    /// Bytes of keys that exist and of their newest values.
+    pub live_bytes: u64,
+    /// Keys that exist.
+    pub live_keys: u64,
+    /// What the space may hold.
+    pub limits: StoreLimits,
     /// Bytes of all versions that are not removed yet, before compression.
     pub bytes: u64,
     /// Keys, deleted ones included until they are removed.

@@ -5,7 +5,8 @@
 mod common;
 
 use common::Fixture;
-use hanse_runtime::clock::{SystemClock, timeout};
+use hanse_api::resources::StoreLimits;
+use hanse_runtime::clock::{Clock, SystemClock, timeout};
 use hanse_state::etcd::{Door, DoorSettings, MemberChange, MemberFault, MemberRefused, MoveRefused, Operator};
 use hanse_state::pb::alarm_request::AlarmAction;
 use hanse_state::pb::election::election_client::ElectionClient;
@@ -193,6 +194,36 @@ async fn a_full_store_refuses_growth_until_there_is_room_and_the_alarm_is_disarm
     assert_eq!(disarmed, alarms);
     served.put("small", "v").await.unwrap();
     assert!(served.alarm(AlarmAction::Get, 0, AlarmType::None).await.is_empty());
+    served.fixture.stop().await;
+}
+
+/// Nobody compacts here, as no kube-apiserver could that is refused the key that it writes first.
+#[tokio::test]
+async fn a_limited_space_that_is_written_again_and_again_makes_room_by_itself() {
+    let served = serve(None).await;
+    let limits = StoreLimits {
+        bytes: 32 << 10,
+        ..StoreLimits::default()
+    };
+    let store = &served.fixture.store;
+    let clock = SystemClock::new();
+    while let Err(error) = store.set_limits("door", limits).await {
+        assert!(matches!(error, StoreError::LevelTooLow { .. }), "{error}");
+        clock.sleep(Duration::from_millis(20)).await;
+    }
+    let most = 5 * limits.bytes;
+    for n in 0..60 {
+        let written = async {
+            // Removal takes its time, and meanwhile it may be refused.
+            while let Err(status) = served.put("k", vec![b'x'; 4096]).await {
+                assert_eq!(status.message(), "etcdserver: mvcc: database space exceeded");
+                clock.sleep(Duration::from_millis(20)).await;
+            }
+        };
+        soon(&format!("write {n} of 60"), written).await;
+        let usage = store.machine().usage(&Access::tenant("door")).unwrap();
+        assert!(usage.bytes <= most, "{} bytes", usage.bytes);
+    }
     served.fixture.stop().await;
 }
 

@@ -6,6 +6,7 @@
 
 use hanse_state::engine::{Cf, MemoryEngine, SharedEngine};
 use hanse_state::machine::Machine;
+use hanse_state::machine::level::{self, LEVEL};
 use hanse_state::pb::command::{self, command::Op, outcome::Answer};
 use hanse_state::pb::{self, Command, Outcome, compare, request_op::Request, response_op::Response};
 use hanse_state::{Access, GroupId, KeySpace, StoreError};
@@ -285,6 +286,10 @@ fn any_command() -> impl Strategy<Value = Command> {
         1 => (0u64..4).prop_map(|epoch| Op::SetFence(command::SetFence { epoch })),
         1 => (0u64..3, 0i32..3, any::<bool>())
             .prop_map(|(member, kind, raised)| Op::SetAlarm(command::SetAlarm { member, kind, raised })),
+        3 => (0u64..500, 0u64..4).prop_map(|(bytes, keys)| {
+            Op::SetLimits(command::SetLimits { bytes, keys, writes_per_second: 7 })
+        }),
+        3 => Just(level::raise()),
     ];
     let op = prop_oneof![60 => op, 1 => Just(Op::DropSpace(command::DropSpace {}))];
     (0u8..3, 0i64..60_000, proptest::option::of(0u64..5), op)
@@ -409,7 +414,7 @@ fn a_command_of_a_newer_format_stops_the_machine() {
     let engine = memory();
     let machine = machine(&engine);
     let mut command = command_of(&Step::Put(1, 1), 1);
-    command.version += 1;
+    command.version = LEVEL + 1;
     assert!(matches!(
         machine.apply(vec![command], None),
         Err(StoreError::Corrupt(_))

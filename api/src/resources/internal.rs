@@ -18,8 +18,30 @@ pub struct TenantStoreSpec {
     pub cluster: String,
     /// Host epoch: grows with each change of host; the store refuses writes of an older one.
     pub epoch: u64,
+    /// What its key space may hold, as the store was last told.
+    #[serde(skip_serializing_if = "StoreLimits::is_none")]
+    pub limits: StoreLimits,
     /// PKI of the tenant ([`crate::intent::TenantPki`] as JSON), sealed, in base64.
     pub sealed_pki: String,
+}
+
+/// What one key space may hold and how fast it may write; 0: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StoreLimits {
+    /// Bytes that keys that exist and their newest values take in the store.
+    pub bytes: u64,
+    /// Keys that exist; as many leases.
+    pub keys: u64,
+    /// Commands that each server takes in.
+    pub writes_per_second: u32,
+}
+
+impl StoreLimits {
+    /// Whether nothing is limited.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What one connected cluster's agent shall run; the object's name is the cluster's.

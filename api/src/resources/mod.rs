@@ -15,7 +15,8 @@ pub use access_key::{AccessKey, AccessKeySpec};
 pub use cluster::{Cluster, ClusterSpec, ClusterStatus};
 pub use identity::{Identity, IdentitySpec, LoginGrant, LoginGrantSpec, SpentLogin, SpentLoginSpec};
 pub use internal::{
-    EnrolmentToken, EnrolmentTokenSpec, IntentObject, RegionLease, RegionLeaseSpec, TenantStore, TenantStoreSpec,
+    EnrolmentToken, EnrolmentTokenSpec, IntentObject, RegionLease, RegionLeaseSpec, StoreLimits, TenantStore,
+    TenantStoreSpec,
 };
 pub use project::{Project, ProjectSpec, ProjectStatus};
 pub use region::{Region, RegionSpec, RegionStatus};

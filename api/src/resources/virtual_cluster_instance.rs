@@ -1,7 +1,11 @@
 //! `management.loft.sh/v1` VirtualClusterInstance: a tenant cluster.
 
+use super::StoreLimits;
 use super::invalid;
-use crate::kinds::{ANNOTATION_SIMULATED_GPUS, ANNOTATION_SIMULATED_NODES};
+use crate::kinds::{
+    ANNOTATION_SIMULATED_GPUS, ANNOTATION_SIMULATED_NODES, ANNOTATION_STORE_BYTES, ANNOTATION_STORE_KEYS,
+    ANNOTATION_STORE_WRITES,
+};
 use crate::meta::{Condition, Object, ObjectMeta, keep};
 use crate::name;
 use crate::status::Cause;
@@ -122,6 +126,42 @@ fn annotation(meta: &ObjectMeta, key: &str, default: u32, max: u32) -> Result<u3
     }
 }
 
+/// Least and most that a tenant cluster's store may be limited to; below the least no control plane comes up.
+const STORE_BYTES: (u64, u64) = (16 << 20, 1 << 40);
+const STORE_KEYS: (u64, u64) = (1000, 100_000_000);
+const STORE_WRITES: (u32, u32) = (20, 1_000_000);
+
+/// What the key space of a tenant cluster is limited to by `meta`'s annotations; 0: no limit.
+pub fn store_limits(meta: &ObjectMeta) -> Result<StoreLimits, Vec<Cause>> {
+    let bytes = limit(meta, ANNOTATION_STORE_BYTES, STORE_BYTES);
+    let keys = limit(meta, ANNOTATION_STORE_KEYS, STORE_KEYS);
+    let writes = limit(meta, ANNOTATION_STORE_WRITES, STORE_WRITES);
+    match (bytes, keys, writes) {
+        (Ok(bytes), Ok(keys), Ok(writes_per_second)) => Ok(StoreLimits {
+            bytes,
+            keys,
+            writes_per_second,
+        }),
+        (bytes, keys, writes) => Err([bytes.err(), keys.err(), writes.err()].into_iter().flatten().collect()),
+    }
+}
+
+fn limit<N>(meta: &ObjectMeta, key: &str, (least, most): (N, N)) -> Result<N, Cause>
+where
+    N: Copy + Default + PartialOrd + std::str::FromStr + std::fmt::Display,
+{
+    let Some(text) = meta.annotations.get(key) else {
+        return Ok(N::default());
+    };
+    match text.parse() {
+        Ok(n) if n == N::default() || (least..=most).contains(&n) => Ok(n),
+        Ok(_) | Err(_) => Err(invalid(
+            &format!("metadata.annotations[{key}]"),
+            format!("Invalid value: {text:?}: must be a whole number from {least} to {most}, or 0 for no limit"),
+        )),
+    }
+}
+
 /// Every fault of a tenant cluster at once.
 pub fn validate(vci: &VirtualClusterInstance) -> Vec<Cause> {
     let mut faults = Vec::new();
@@ -133,6 +173,7 @@ pub fn validate(vci: &VirtualClusterInstance) -> Vec<Cause> {
     }
     faults.extend(simulated_nodes(&vci.metadata).err());
     faults.extend(simulated_gpus(&vci.metadata).err());
+    faults.extend(store_limits(&vci.metadata).err().into_iter().flatten());
     faults
 }
 
@@ -214,6 +255,42 @@ mod tests {
                 "{bad}: {fault:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_store_is_limited_by_annotations() {
+        let with = |all: &[(&str, &str)]| VirtualClusterInstance {
+            metadata: ObjectMeta {
+                name: "a".into(),
+                annotations: all
+                    .iter()
+                    .map(|(key, text)| ((*key).to_owned(), (*text).to_owned()))
+                    .collect(),
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        assert!(store_limits(&ObjectMeta::default()).unwrap().is_none());
+        let all = with(&[
+            (ANNOTATION_STORE_BYTES, "67108864"),
+            (ANNOTATION_STORE_KEYS, "0"),
+            (ANNOTATION_STORE_WRITES, "100"),
+        ]);
+        let limits = StoreLimits {
+            bytes: 64 << 20,
+            keys: 0,
+            writes_per_second: 100,
+        };
+        assert_eq!(store_limits(&all.metadata), Ok(limits));
+        assert!(validate(&all).is_empty());
+        let bad = with(&[
+            (ANNOTATION_STORE_BYTES, "64Mi"),
+            (ANNOTATION_STORE_KEYS, "999"),
+            (ANNOTATION_STORE_WRITES, "-1"),
+        ]);
+        let faults = validate(&bad);
+        assert_eq!(faults.len(), 3);
+        assert!(faults[0].field.contains("store-bytes") && faults[0].message.contains("16777216 to 1099511627776"));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "test code")]
 
 mod conformance;
+mod disks;
+mod fairness;
 mod forwarding;
 mod harness;
 mod membership;

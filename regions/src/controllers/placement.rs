@@ -23,7 +23,7 @@ use hanse_api::kinds::{
 use hanse_api::meta::{Object, ObjectMeta};
 use hanse_api::name::project_of_namespace;
 use hanse_api::placement::{Candidate, Wish, choose};
-use hanse_api::resources::{Cluster, Project, TenantStore, TenantStoreSpec, VirtualClusterInstance};
+use hanse_api::resources::{Cluster, Project, StoreLimits, TenantStore, TenantStoreSpec, VirtualClusterInstance};
 use hanse_state::objects::Op;
 
 use crate::address::Address;
@@ -320,6 +320,7 @@ fn tenant_store(ctx: &StepCtx, address: &Address, id: &str, cluster: &str) -> Re
             ..ObjectMeta::default()
         },
         spec: TenantStoreSpec {
+            limits: StoreLimits::default(),
             tenant: id.to_owned(),
             cluster: cluster.to_owned(),
             epoch: FIRST_EPOCH,

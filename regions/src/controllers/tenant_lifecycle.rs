@@ -19,12 +19,15 @@ use async_trait::async_trait;
 use hanse_api::Timestamp;
 use hanse_api::intent::{TenantReport, TenantState};
 use hanse_api::kinds::{FINALIZER_TENANT, TENANT_STORES, VIRTUAL_CLUSTER_INSTANCES};
-use hanse_api::resources::virtual_cluster_instance::{simulated_gpus, simulated_nodes};
-use hanse_api::resources::{TenantStore, VirtualClusterInstance};
+use hanse_api::meta::ObjectMeta;
+use hanse_api::resources::virtual_cluster_instance::{simulated_gpus, simulated_nodes, store_limits};
+use hanse_api::resources::{StoreLimits, TenantStore, VirtualClusterInstance};
 use hanse_state::objects::Op;
 
 use crate::address::Address;
-use crate::conditions::{self, CLEANED_UP, DEPLOYED, ONLINE, Observed, READY, RECONCILED, SCHEDULED, SYNCED};
+use crate::conditions::{
+    self, CLEANED_UP, DEPLOYED, ONLINE, Observed, READY, RECONCILED, SCHEDULED, STORE_LIMITED, SYNCED,
+};
 use crate::controllers::intents::tenant_intent;
 use crate::error::StepError;
 use crate::reconciler::{Plan, Progress, Reconciler, StepCtx, encode};
@@ -48,6 +51,15 @@ pub enum Step {
         /// It, with its new status.
         tenant: Box<VirtualClusterInstance>,
         /// Its revision that the plan rests on.
+        revision: i64,
+    },
+    /// Limit the key space.
+    Limit {
+        /// Where the tenant cluster lives.
+        address: Address,
+        /// Its host, with the new limits.
+        store: Box<TenantStore>,
+        /// The host's revision that the plan rests on.
         revision: i64,
     },
     /// Fence and drop the key space.
@@ -109,9 +121,14 @@ impl Reconciler for TenantLifecycle {
                 if tenant.object.metadata.deletion_timestamp.is_some() {
                     return end(view, key, Some(tenant), store, now);
                 }
-                write(key, tenant, "what is observed has changed", |status| {
+                let plan = write(key, tenant, "what is observed has changed", |status| {
                     observe(view, key, store, now, status)
-                })
+                });
+                // Last: while servers are replaced the store may not take limits for a while, and the rest goes on.
+                match limit(key, &tenant.object, store) {
+                    Some(step) => plan.then("its limits have changed", step),
+                    None => plan,
+                }
             }
             (_, Some(store)) => end(view, key, None, store, now),
             (Some(tenant), None) if tenant.object.metadata.deletion_timestamp.is_some() => release(key, tenant),
@@ -128,6 +145,15 @@ impl Reconciler for TenantLifecycle {
             } => {
                 let key = address.key(VIRTUAL_CLUSTER_INSTANCES);
                 ctx.update(key, tenant.as_ref(), *revision).await
+            }
+            Step::Limit {
+                address,
+                store,
+                revision,
+            } => {
+                let told = ctx.tenants.set_limits(&store.spec.tenant, store.spec.limits).await;
+                told.map_err(StepError::TenantStore)?;
+                ctx.update(address.key(TENANT_STORES), store.as_ref(), *revision).await
             }
             Step::DropSpace { address, tenant, epoch } => drop_space(ctx, address, tenant, *epoch).await,
             Step::Finish { address, tenant, store } => finish(ctx, address, tenant.as_ref(), *store).await,
@@ -148,6 +174,61 @@ impl Reconciler for TenantLifecycle {
 /// Whether `store` belongs to `tenant`, and not to an earlier one of the same name.
 fn is_of(tenant: &VirtualClusterInstance, store: &TenantStore) -> bool {
     tenant.metadata.uid == store.spec.tenant
+}
+
+/// What tells the store of new limits, unless it knows them. An annotation that makes no sense, which the API refuses, leaves
+/// them as they are.
+fn limit(address: &Address, tenant: &VirtualClusterInstance, store: &Item<TenantStore>) -> Option<Step> {
+    let limits = store_limits(&tenant.metadata).ok()?;
+    if store.object.spec.limits == limits {
+        return None;
+    }
+    let mut changed = store.object.as_ref().clone();
+    changed.spec.limits = limits;
+    Some(Step::Limit {
+        address: address.clone(),
+        store: Box::new(changed),
+        revision: store.revision,
+    })
+}
+
+fn in_words(limits: StoreLimits) -> String {
+    let of = |limit: u64, unit: &str| (limit > 0).then(|| format!("{limit} {unit}"));
+    let parts = [
+        of(limits.bytes, "bytes"),
+        of(limits.keys, "keys"),
+        of(limits.writes_per_second.into(), "writes per second"),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() {
+        "its store is not limited".to_owned()
+    } else {
+        format!("its store takes at most {}", parts.join(", "))
+    }
+}
+
+/// The condition that shows limits, if there are any or are to be.
+fn limited(meta: &ObjectMeta, told: StoreLimits) -> Option<Observed> {
+    let wanted = match store_limits(meta) {
+        Ok(wanted) => wanted,
+        Err(faults) => {
+            let faults: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
+            let message = format!(
+                "{}; as annotated it makes no sense: {}",
+                in_words(told),
+                faults.join("; ")
+            );
+            return Some(Observed::no(STORE_LIMITED, "InvalidAnnotation", message));
+        }
+    };
+    if wanted != told {
+        let message = format!(
+            "{}; the store has not taken the annotated limits yet, which it does once all servers run a version that knows limits",
+            in_words(told)
+        );
+        return Some(Observed::no(STORE_LIMITED, "NotTakenYet", message));
+    }
+    (!told.is_none()).then(|| Observed::yes(STORE_LIMITED, "AsAnnotated", in_words(told)))
 }
 
 /// A plan that stores what `change` does to the tenant cluster, if it does anything.
@@ -199,6 +280,10 @@ fn observe(
         deployed(&host, report),
         ready(&host, report),
     ];
+    match limited(&tenant.metadata, spec.limits) {
+        Some(condition) => observed.push(condition),
+        None => conditions::clear(&mut tenant.status.conditions, STORE_LIMITED),
+    }
     observed.push(online(&host, observed.iter().any(|o| o.kind == READY && o.holds())));
     if let Some(version) = report.map(|r| &r.kubernetes_version).filter(|v| !v.is_empty()) {
         tenant.status.kubernetes_version.clone_from(version);
@@ -468,7 +553,7 @@ async fn finish(
 mod tests {
     use super::*;
     use crate::testing::{Fixture, START, at, vci};
-    use hanse_api::kinds::{ANNOTATION_SIMULATED_NODES, CLUSTERS};
+    use hanse_api::kinds::{ANNOTATION_SIMULATED_NODES, ANNOTATION_STORE_BYTES, CLUSTERS};
     use hanse_api::resources::Phase;
 
     const EU: &str = "eu";
@@ -542,6 +627,51 @@ mod tests {
             fixture.tenant(&again);
             assert!(plan(&fixture).is_empty(), "{case}: said once");
         }
+    }
+
+    /// The condition that shows limits, if there is one.
+    fn shown(tenant: &VirtualClusterInstance) -> Option<(bool, &str, &str)> {
+        let shown = tenant.status.conditions.iter().find(|c| c.kind == STORE_LIMITED)?;
+        Some((shown.is_true(), shown.reason.as_str(), shown.message.as_str()))
+    }
+
+    #[test]
+    fn limits_reach_the_store_and_are_shown() {
+        let (mut fixture, _) = hosted();
+        let mut limited = vci("demo");
+        let annotations = &mut limited.metadata.annotations;
+        annotations.insert(ANNOTATION_STORE_BYTES.into(), "67108864".into());
+        fixture.tenant(&limited);
+        let steps = plan(&fixture);
+        let [Step::Observe { tenant, .. }, Step::Limit { store, .. }] = &steps[..] else {
+            panic!("{steps:?}")
+        };
+        let (holds, reason, message) = shown(tenant).unwrap();
+        assert!(
+            !holds && reason == "NotTakenYet" && message.starts_with("its store is not limited; "),
+            "{message}"
+        );
+        assert_eq!(store.spec.limits.bytes, 64 << 20);
+        // As long as the store does not take them, everything else goes on.
+        fixture.tenant(tenant);
+        let steps = plan(&fixture);
+        assert!(matches!(&steps[..], [Step::Limit { .. }]), "{steps:?}");
+        fixture.put(TENANT_STORES, &at("demo"), store.as_ref());
+        let told = observed(&fixture);
+        let wanted = (true, "AsAnnotated", "its store takes at most 67108864 bytes");
+        assert_eq!(shown(&told), Some(wanted));
+        // Without the annotation there is no limit again, and no condition.
+        let mut free = told.clone();
+        free.metadata.annotations.clear();
+        fixture.tenant(&free);
+        let steps = plan(&fixture);
+        let [Step::Observe { tenant, .. }, Step::Limit { store, .. }] = &steps[..] else {
+            panic!("{steps:?}")
+        };
+        assert!(store.spec.limits.is_none());
+        fixture.tenant(tenant);
+        fixture.put(TENANT_STORES, &at("demo"), store.as_ref());
+        assert_eq!(shown(&observed(&fixture)), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use futures::{FutureExt, Stream};
+use hanse_api::resources::StoreLimits;
 use hanse_runtime::meter::Family;
 use hanse_state::machine::Machine;
 use hanse_state::pb;
@@ -161,6 +162,11 @@ impl Store for Gate {
                 opened: None,
             }),
         ))
+    }
+
+    async fn set_limits(&self, tenant: &str, limits: StoreLimits) -> Result<(), StoreError> {
+        let _in_flight = self.pass().await?;
+        self.inner.set_limits(tenant, limits).await
     }
 
     async fn set_fence(&self, tenant: &str, epoch: u64) -> Result<(), StoreError> {

@@ -181,6 +181,7 @@ impl Fixture {
             cluster: cluster.into(),
             epoch: 1,
             sealed_pki: "sealed".into(),
+            ..TenantStoreSpec::default()
         };
         let store: Object<TenantStoreSpec, ()> = object(TENANT_STORES, meta(name), spec);
         self.put(TENANT_STORES, &at(name), &store);

@@ -9,10 +9,12 @@ use super::{BackupError, SpaceSummary, Summary};
 use crate::engine::{Cf, SharedEngine, WriteBatch};
 use crate::keys::{self, GroupId, KeySpace};
 use crate::machine::Machine;
-use crate::machine::record::{self, LeaseRecord, SpaceRecord, StateRecord};
+use crate::machine::level::FIRST_LEVEL;
+use crate::machine::record::{self, LeaseRecord, LevelRecord, SpaceRecord, StateRecord};
 use crate::pb::backup::{Group, Rows, Space};
 use crate::store::Access;
 use bytes::Bytes;
+use hanse_api::resources::StoreLimits;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
@@ -74,8 +76,12 @@ fn state(group: &Group, revision: i64, batch: &mut WriteBatch) {
         revision,
         last_at: group.last_at_millis,
     };
-    let key = keys::meta_key(GroupId(group.group), keys::META_STATE);
-    batch.put(Cf::Meta, key, record.encode());
+    let id = GroupId(group.group);
+    batch.put(Cf::Meta, keys::meta_key(id, keys::META_STATE), record.encode());
+    if group.level > FIRST_LEVEL {
+        let record = LevelRecord { level: group.level };
+        batch.put(Cf::Meta, keys::meta_key(id, keys::META_LEVEL), record.encode());
+    }
 }
 
 fn space(name: &KeySpace, head: &Space, floor: i64, batch: &mut WriteBatch) {
@@ -84,6 +90,11 @@ fn space(name: &KeySpace, head: &Space, floor: i64, batch: &mut WriteBatch) {
         fence: head.fence,
         // Alarms are those of members that are no more.
         alarms: BTreeSet::new(),
+        limits: StoreLimits {
+            bytes: head.limit_bytes,
+            keys: head.limit_keys,
+            writes_per_second: head.limit_writes_per_second,
+        },
     };
     batch.put(Cf::Meta, keys::space_meta_key(name), record.encode());
 }

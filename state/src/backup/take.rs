@@ -5,6 +5,7 @@ use super::{BackupError, Count, Head};
 use crate::engine::{Cf, Reader};
 use crate::error::StoreError;
 use crate::keys::{self, GroupId, KeySpace};
+use crate::machine::level;
 use crate::machine::record::{self, LeaseRecord, SpaceRecord, StateRecord};
 use crate::machine::space::Space;
 use crate::pb::backup::{Group, Lease, Rows, Space as SpaceHead, frame::Frame};
@@ -72,6 +73,7 @@ fn group_head(view: &dyn Reader, group: GroupId) -> Result<Group, BackupError> {
         group: group.0,
         revision: state.revision,
         last_at_millis: state.last_at,
+        level: level::load(group, view)?,
         marker: marker.unwrap_or_default(),
     })
 }
@@ -139,6 +141,9 @@ fn space(
     let head = SpaceHead {
         tenant: name.tenant().to_owned(),
         fence: record.fence,
+        limit_bytes: record.limits.bytes,
+        limit_keys: record.limits.keys,
+        limit_writes_per_second: record.limits.writes_per_second,
     };
     emit(out.frame(Frame::Space(head)))?;
     let mut outgoing = Outgoing {

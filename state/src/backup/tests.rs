@@ -3,11 +3,14 @@
 use super::*;
 use crate::engine::{MemoryEngine, SharedEngine};
 use crate::machine::Machine;
+use crate::machine::level::LEVEL;
+use crate::machine::limits::limits_command;
 use crate::pb::command::command::Op;
-use crate::pb::command::{Compact, DropSpace, LeaseGrant, SetFence};
+use crate::pb::command::{Compact, DropSpace, LeaseGrant, SetFence, SetLevel};
 use crate::pb::{PutRequest, RangeRequest, RequestOp, TxnRequest, request_op::Request};
 use crate::store::Access;
 use bytes::Bytes;
+use hanse_api::resources::StoreLimits;
 use hanse_runtime::rng::SeededRng;
 use proptest::prelude::*;
 use std::io::{Read, Write};
@@ -63,6 +66,12 @@ fn run(machine: &Machine, at: i64, space: &KeySpace, op: Op) {
     assert!(!refused, "{outcomes:?}");
 }
 
+const LIMITS: StoreLimits = StoreLimits {
+    bytes: 1 << 20,
+    keys: 1000,
+    writes_per_second: 10,
+};
+
 /// An engine with everything in it that a backup must carry or leave out.
 fn filled() -> SharedEngine {
     let engine: SharedEngine = Arc::new(MemoryEngine::new());
@@ -98,6 +107,8 @@ fn filled() -> SharedEngine {
     run(&tenants, 401, &a, Op::Compact(Compact { revision: 100 }));
     run(&tenants, 402, &a, Op::SetFence(SetFence { epoch: 3 }));
     run(&tenants, 403, &b, change(vec![put("k", b"v", 0)]));
+    run(&tenants, 403, &b, Op::SetLevel(SetLevel { level: LEVEL }));
+    run(&tenants, 403, &b, Op::SetLimits(limits_command(LIMITS)));
     run(&tenants, 404, &gone, change(vec![put("k", b"v", 0)]));
     run(&tenants, 405, &gone, Op::DropSpace(DropSpace {}));
     engine
@@ -169,7 +180,9 @@ async fn a_restored_store_holds_the_same_under_a_higher_revision_without_history
     assert_eq!(old.kvs, new.kvs, "revisions and versions of keys stay");
     let stale = read(&after, &tenant("a"), before.revision()).await.unwrap_err();
     assert!(matches!(stale, StoreError::Compacted { .. }), "{stale}");
-    // A fence and the end of a tenant survive.
+    // Limits, a fence and the end of a tenant survive.
+    assert_eq!(after.limits(&access(&tenant("b"))), Ok(LIMITS));
+    assert_eq!(after.level(), LEVEL);
     for (space, epoch) in [("a", 2), ("gone", 99)] {
         let access = access(&tenant(space)).with_epoch(epoch);
         let request = RangeRequest {

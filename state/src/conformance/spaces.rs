@@ -1,9 +1,12 @@
 //! Key spaces: apart from each other, fenced, dropped.
 
-use super::helpers::{Tenant, all_from, put_op, range, soon, txn};
+use super::helpers::{Tenant, all_from, delete_op, put_op, range, soon, txn};
 use crate::error::StoreError;
 use crate::pb;
 use crate::store::{Access, WatchItem};
+use hanse_api::resources::StoreLimits;
+use hanse_runtime::clock::{Clock, SystemClock};
+use std::time::Duration;
 
 pub(super) async fn spaces_are_apart(a: &Tenant, b: &Tenant) {
     let mut events = b.watch(all_from("\0", 0)).await;
@@ -136,4 +139,55 @@ pub(super) async fn alarms(a: &Tenant, b: &Tenant) {
     set(2, All, false).await;
     a.put("k", "v3").await;
     assert_eq!(a.store.machine().alarms(&a.access), Ok(vec![]));
+}
+
+pub(super) async fn limits(a: &Tenant, b: &Tenant) {
+    let set = async |bytes, keys| {
+        let limits = StoreLimits {
+            bytes,
+            keys,
+            writes_per_second: 0,
+        };
+        // A store that was just formed has to find out first that all its members know of limits.
+        while let Err(error) = soon("limits", a.store.set_limits(a.access.space.tenant(), limits)).await {
+            assert!(matches!(error, StoreError::LevelTooLow { .. }), "{error}");
+            SystemClock::new().sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let put = async |key: &str, value: &str| {
+        a.try_txn(txn(vec![], vec![put_op(key, value)], vec![]))
+            .await
+            .map(|_| ())
+    };
+    soon("level", set(0, 2)).await;
+    assert_eq!(put("a", "1").await, Ok(()));
+    assert_eq!(put("b", "1").await, Ok(()));
+    assert_eq!(put("c", "1").await, Err(StoreError::NoSpace));
+    b.put("c", "of another space").await;
+    // What exists can be changed, and what goes makes room at once, without a compaction or an alarm.
+    assert_eq!(put("a", "a longer one").await, Ok(()));
+    assert_eq!(a.store.machine().alarms(&a.access), Ok(vec![]));
+    a.try_txn(txn(vec![], vec![delete_op("a", "")], vec![])).await.unwrap();
+    assert_eq!(put("c", "1").await, Ok(()));
+    for id in [1, 2] {
+        a.store.lease_grant(&a.access, id, 600).await.unwrap();
+    }
+    let third = a.store.lease_grant(&a.access, 3, 600).await;
+    assert_eq!(third, Err(StoreError::NoSpace));
+    // Bytes: what grows beyond is refused, what shrinks is not.
+    let used = a.store.machine().usage(&a.access).unwrap().live_bytes;
+    set(used + 10, 0).await;
+    assert_eq!(put("c", "10 more bytes!!!").await, Err(StoreError::NoSpace));
+    assert_eq!(put("c", "12345678901").await, Ok(()));
+    assert_eq!(put("b", "12").await, Err(StoreError::NoSpace));
+    set(1, 0).await;
+    assert_eq!(put("c", "12345678900").await, Ok(()), "no larger than before");
+    assert_eq!(put("c", "123456789001").await, Err(StoreError::NoSpace));
+    let usage = a.store.machine().usage(&a.access).unwrap();
+    assert_eq!(
+        (usage.live_keys, usage.live_bytes, usage.limits.bytes),
+        (2, used + 10, 1)
+    );
+    set(0, 0).await;
+    assert_eq!(put("d", &"x".repeat(100_000)).await, Ok(()));
 }

@@ -54,7 +54,9 @@ impl Maintenance for Service {
         let access = self.access(&request)?;
         let status = self.store.status();
         let machine = self.store.machine();
-        let used = machine.usage(&access).map_err(refused)?.bytes;
+        let usage = machine.usage(&access).map_err(refused)?;
+        let used = usage.bytes;
+        let quota = self.settings.quota.unwrap_or(usage.limits.bytes);
         // What the whole server holds is no business of a tenant.
         let size = self.operator.as_ref().map_or(used, |_| status.db_size.max(used));
         let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -76,7 +78,7 @@ impl Maintenance for Service {
             raft_applied_index: status.applied_index,
             errors,
             db_size_in_use: number(used),
-            db_size_quota: number(self.settings.quota.unwrap_or_default()),
+            db_size_quota: number(quota),
             is_learner: status.role == Role::Learner,
             storage_version: STORAGE_VERSION.to_owned(),
         }))

@@ -61,6 +61,8 @@ pub(crate) struct Service {
     calls: Arc<CallMeters>,
     /// Places for snapshots.
     snapshots: Arc<Semaphore>,
+    /// Held by who compacts a space for the sake of its limits.
+    compacting: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Service {
@@ -77,6 +79,7 @@ impl Service {
             settings: Arc::new(settings),
             calls: Arc::default(),
             snapshots: Arc::new(Semaphore::new(snapshot::AT_A_TIME)),
+            compacting: Arc::default(),
         }
     }
 

@@ -16,14 +16,9 @@ use crate::store::{Access, SpaceUsage};
 /// Alarms of one space: two for each member of the largest group that makes sense.
 const MAX_ALARMS: usize = 64;
 
-/// Whether an alarm forbids what a client asks for.
-pub(crate) fn check(space: &Space, op: &Op) -> Result<(), StoreError> {
-    let alarms = space.alarms.lock();
-    if alarms.is_empty() {
-        return Ok(());
-    }
-    let raised = |kind: AlarmType| alarms.iter().any(|alarm| alarm.kind == i32::from(kind));
-    let (changes, grows) = match op {
+/// Whether a client asks for a change, and whether for one that grows.
+fn asks(op: &Op) -> (bool, bool) {
+    match op {
         Op::Txn(txn) => (true, growth(txn) > 0),
         Op::AuditedTxn(_) => (true, true),
         Op::LeaseGrant(_) => (true, true),
@@ -33,8 +28,25 @@ pub(crate) fn check(space: &Space, op: &Op) -> Result<(), StoreError> {
         | Op::ExtendLeases(_)
         | Op::SetFence(_)
         | Op::DropSpace(_)
-        | Op::SetAlarm(_) => (false, false),
-    };
+        | Op::SetAlarm(_)
+        | Op::SetLimits(_)
+        | Op::SetLevel(_) => (false, false),
+    }
+}
+
+/// Whether a command may take more room than there was before.
+pub fn grows(op: &Op) -> bool {
+    asks(op).1
+}
+
+/// Whether an alarm forbids what a client asks for.
+pub(crate) fn check(space: &Space, op: &Op) -> Result<(), StoreError> {
+    let alarms = space.alarms.lock();
+    if alarms.is_empty() {
+        return Ok(());
+    }
+    let raised = |kind: AlarmType| alarms.iter().any(|alarm| alarm.kind == i32::from(kind));
+    let (changes, grows) = asks(op);
     if changes && raised(AlarmType::Corrupt) {
         return Err(StoreError::CorruptAlarm);
     }

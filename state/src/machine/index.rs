@@ -3,6 +3,7 @@
 //! The index may hold versions of revisions that are staged but not yet durable. Readers ask for the published revision
 //! and so never see them.
 
+use crate::machine::limits::Live;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -152,6 +153,7 @@ pub(crate) struct Index {
     keys: BTreeMap<Bytes, History>,
     /// Sum of the versions' [`Version::stored_bytes`].
     bytes: u64,
+    live: Live,
 }
 
 impl fmt::Debug for Index {
@@ -184,9 +186,26 @@ impl Index {
         self.bytes
     }
 
+    /// Keys that exist and their newest values, staged ones included.
+    pub(crate) fn live(&self) -> Live {
+        self.live
+    }
+
+    fn count(&mut self, key: &[u8], before: Option<Version>, now: Option<Version>) {
+        let size = |version: Option<Version>| {
+            let version = version.filter(|version| !version.is_tombstone())?;
+            Some(version.stored_bytes(key))
+        };
+        let (before, now) = (size(before), size(now));
+        self.live.bytes = self.live.bytes.saturating_sub(before.unwrap_or(0)) + now.unwrap_or(0);
+        self.live.keys = self.live.keys.saturating_sub(u64::from(before.is_some())) + u64::from(now.is_some());
+    }
+
     /// Adds the newest version of a key.
     pub(crate) fn push(&mut self, key: &[u8], version: Version) {
         self.bytes += version.stored_bytes(key);
+        let before = self.latest(key).copied();
+        self.count(key, before, Some(version));
         match self.keys.get_mut(key) {
             Some(history) => history.push(version),
             None => {
@@ -199,6 +218,7 @@ impl Index {
     /// Adds all versions of a key, oldest first, while the index is built anew.
     pub(crate) fn load(&mut self, key: Bytes, versions: Vec<Version>) {
         self.bytes += versions.iter().map(|version| version.stored_bytes(&key)).sum::<u64>();
+        self.count(&key, None, versions.last().copied());
         let history = match versions.as_slice() {
             [one] => History::One(*one),
             _ => History::Many(versions),

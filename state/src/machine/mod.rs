@@ -15,6 +15,8 @@ pub mod export;
 pub(crate) mod hash;
 mod hub;
 pub(crate) mod index;
+pub mod level;
+pub mod limits;
 pub(crate) mod load;
 mod prune;
 mod read;
@@ -25,6 +27,7 @@ mod stage;
 mod txn;
 mod view;
 
+pub use alarm::grows;
 pub use audit::{MAX_EVENT_BYTES, MAX_EVENTS, check_audited};
 pub use check::{check_delete, check_put, check_range, check_txn, growth, is_read_only};
 
@@ -53,8 +56,6 @@ pub const MAX_REQUEST_BYTES: usize = 1_572_864;
 pub const MAX_LEASE_TTL: i64 = 9_000_000_000;
 /// Shortest time to live of a lease in seconds: what etcd's default timers give.
 pub const MIN_LEASE_TTL: i64 = 2;
-/// Format of commands that this version makes and knows.
-pub const COMMAND_VERSION: u32 = 1;
 
 /// Why a command was not done.
 #[derive(Debug)]
@@ -129,7 +130,7 @@ impl Machine {
     /// Rebuilds the state of a group from an engine.
     pub fn open(group: GroupId, engine: SharedEngine) -> Result<Self, StoreError> {
         let (state, spaces) = load::load(group, engine.as_ref())?;
-        let mut stage = Stage::new(engine.clone(), state.revision, state.last_at);
+        let mut stage = Stage::new(engine.clone(), state, level::load(group, engine.as_ref())?);
         stage.load_deadlines(&spaces);
         let shared = Arc::new(Shared {
             group,
@@ -265,16 +266,17 @@ impl Machine {
         let gate = self.shared.gate.write();
         let loaded = install().map_err(StoreError::from).and_then(|()| {
             let engine = self.shared.engine.as_ref();
-            load::load(self.shared.group, engine)
+            let level = level::load(self.shared.group, engine)?;
+            Ok((load::load(self.shared.group, engine)?, level))
         });
-        let (state, loaded) = match loaded {
+        let ((state, loaded), level) = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
                 stage.failed = Some(error.clone());
                 return Err(error);
             }
         };
-        *stage = Stage::new(self.shared.engine.clone(), state.revision, state.last_at);
+        *stage = Stage::new(self.shared.engine.clone(), state, level);
         stage.load_deadlines(&loaded);
         let mut loaded_names = loaded.keys().cloned().collect::<Vec<_>>();
         loaded_names.sort();
@@ -329,7 +331,7 @@ impl Machine {
     pub fn command(at_millis: i64, space: &KeySpace, epoch: Option<u64>, op: command::command::Op) -> Command {
         let tenant = space.tenant().to_owned();
         Command {
-            version: COMMAND_VERSION,
+            version: level::of(&op),
             at_millis,
             tenant,
             epoch,

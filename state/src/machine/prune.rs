@@ -40,6 +40,15 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// Whether everything that compactions made unreadable is removed here.
+    pub fn is_pruned(&self, access: &Access) -> Result<bool, StoreError> {
+        let space = self.space_of(access)?;
+        let done = space.pruning.lock().done;
+        Ok(done >= space.floor())
+    }
+}
+
 /// One step in one space; none if there is nothing to do.
 fn step(space: &Space, budget: usize) -> Option<WriteBatch> {
     let mut pruning = space.pruning.lock();

@@ -6,10 +6,13 @@ use crate::error::StoreError;
 use crate::machine::index::Version;
 use crate::pb;
 use bytes::Bytes;
+use hanse_api::resources::StoreLimits;
 use std::collections::BTreeSet;
 
-/// Format of all records; a newer one is refused.
+/// Format of all records but those of spaces with limits; a newer one is refused.
 const FORMAT: u8 = 1;
+/// Format of space records with limits; feature level 2.
+const WITH_LIMITS: u8 = 2;
 const VERSION_HEAD: usize = 26;
 const EVENT_HEAD: usize = 34;
 const PUT: u8 = 0;
@@ -201,33 +204,80 @@ pub(crate) struct Alarm {
     pub(crate) kind: i32,
 }
 
-/// A key space's numbers, in family `meta`. Alarms follow the fixed fields, so that a record without any is as before.
+/// The group's feature level, in family `meta`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LevelRecord {
+    pub(crate) level: u32,
+}
+
+impl LevelRecord {
+    pub(crate) fn encode(self) -> Vec<u8> {
+        head(None, &[i64::from(self.level)], 0)
+    }
+
+    pub(crate) fn decode(raw: &[u8]) -> Result<Self, StoreError> {
+        let mut fields = Fields::new("level", raw)?;
+        let level = u32::try_from(fields.number()?).map_err(|_| fields.short())?;
+        Ok(Self { level })
+    }
+}
+
+/// A key space's numbers, in family `meta`. Alarms follow the fixed fields, so that a record without any is as before; a record
+/// without limits is as it was before there were any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SpaceRecord {
     pub(crate) floor: i64,
     pub(crate) fence: u64,
     pub(crate) alarms: BTreeSet<Alarm>,
+    pub(crate) limits: StoreLimits,
 }
 
 impl SpaceRecord {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut numbers = vec![self.floor, self.fence.cast_signed()];
+        let limited = self.limits != StoreLimits::default();
+        if limited {
+            let StoreLimits {
+                bytes,
+                keys,
+                writes_per_second,
+            } = self.limits;
+            numbers.extend([bytes.cast_signed(), keys.cast_signed(), i64::from(writes_per_second)]);
+        }
         for alarm in &self.alarms {
             numbers.extend([alarm.member.cast_signed(), i64::from(alarm.kind)]);
         }
-        head(None, &numbers, 0)
+        let mut out = head(None, &numbers, 0);
+        if limited {
+            out[0] = WITH_LIMITS;
+        }
+        out
     }
 
     pub(crate) fn decode(raw: &[u8]) -> Result<Self, StoreError> {
-        let mut fields = Fields::new("space", raw)?;
+        let (mut fields, limited) = match raw.split_first() {
+            Some((&WITH_LIMITS, rest)) => (Fields { what: "space", rest }, true),
+            _ => (Fields::new("space", raw)?, false),
+        };
         let (floor, fence) = (fields.number()?, fields.number()?.cast_unsigned());
+        let mut limits = StoreLimits::default();
+        if limited {
+            limits.bytes = fields.number()?.cast_unsigned();
+            limits.keys = fields.number()?.cast_unsigned();
+            limits.writes_per_second = u32::try_from(fields.number()?).map_err(|_| fields.short())?;
+        }
         let mut alarms = BTreeSet::new();
         while !fields.rest.is_empty() {
             let (member, kind) = (fields.number()?.cast_unsigned(), fields.number()?);
             let kind = i32::try_from(kind).map_err(|_| fields.short())?;
             alarms.insert(Alarm { member, kind });
         }
-        Ok(Self { floor, fence, alarms })
+        Ok(Self {
+            floor,
+            fence,
+            alarms,
+            limits,
+        })
     }
 }
 
@@ -252,9 +302,12 @@ mod tests {
         }
 
         #[test]
-        fn a_space_keeps_its_alarms(floor: i64, fence: u64, alarms: BTreeSet<(u64, i32)>) {
+        fn a_space_keeps_its_alarms_and_limits(
+            floor: i64, fence: u64, alarms: BTreeSet<(u64, i32)>, limits: (u64, u64, u32),
+        ) {
+            let limits = StoreLimits { bytes: limits.0, keys: limits.1, writes_per_second: limits.2 };
             let alarms = alarms.into_iter().map(|(member, kind)| Alarm { member, kind }).collect();
-            let of = SpaceRecord { floor, fence, alarms };
+            let of = SpaceRecord { floor, fence, alarms, limits };
             let raw = of.encode();
             prop_assert_eq!(SpaceRecord::decode(&raw).unwrap(), of);
             prop_assert!(SpaceRecord::decode(&raw[..raw.len() - 1]).is_err());
@@ -268,6 +321,7 @@ mod tests {
                 LeaseRecord::decode(&raw).is_err(),
                 StateRecord::decode(&raw).is_err(),
                 SpaceRecord::decode(&raw).is_err(),
+                LevelRecord::decode(&raw).is_err(),
             );
         }
     }

@@ -4,9 +4,11 @@ use crate::error::StoreError;
 use crate::keys::{self, KeySpace};
 use crate::machine::hub::Hub;
 use crate::machine::index::{Index, Version};
+use crate::machine::limits::Live;
 use crate::machine::record::{Alarm, LeaseRecord, SpaceRecord};
 use crate::store::SpaceUsage;
 use bytes::Bytes;
+use hanse_api::resources::StoreLimits;
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
@@ -49,9 +51,12 @@ pub(crate) struct Space {
     staged_floor: AtomicI64,
     fence: AtomicU64,
     pub(crate) alarms: Mutex<BTreeSet<Alarm>>,
+    pub(crate) limits: Mutex<StoreLimits>,
     /// Size of the index, so that who asks for it on every write does not wait for a long list to be read.
     bytes: AtomicU64,
     keys: AtomicUsize,
+    live_bytes: AtomicU64,
+    live_keys: AtomicU64,
     /// Floor that the engine was pruned to, for those who wait for it.
     pub(crate) pruned: watch::Sender<i64>,
 }
@@ -72,8 +77,11 @@ impl Space {
             staged_floor: AtomicI64::new(record.floor),
             fence: AtomicU64::new(record.fence),
             alarms: Mutex::new(record.alarms),
+            limits: Mutex::new(record.limits),
             bytes: AtomicU64::new(0),
             keys: AtomicUsize::new(0),
+            live_bytes: AtomicU64::new(0),
+            live_keys: AtomicU64::new(0),
             pruned: watch::Sender::new(NO_FLOOR),
         }
     }
@@ -83,6 +91,7 @@ impl Space {
             floor: NO_FLOOR,
             fence: 0,
             alarms: BTreeSet::new(),
+            limits: StoreLimits::default(),
         }
     }
 
@@ -92,6 +101,9 @@ impl Space {
         let out = change(&mut index);
         self.bytes.store(index.bytes(), Ordering::Relaxed);
         self.keys.store(index.len(), Ordering::Relaxed);
+        let live = index.live();
+        self.live_bytes.store(live.bytes, Ordering::Relaxed);
+        self.live_keys.store(live.keys, Ordering::Relaxed);
         out
     }
 
@@ -100,6 +112,17 @@ impl Space {
             bytes: self.bytes.load(Ordering::Relaxed),
             keys: self.keys.load(Ordering::Relaxed),
             floor: self.floor(),
+            live_bytes: self.live().bytes,
+            live_keys: self.live().keys,
+            limits: *self.limits.lock(),
+        }
+    }
+
+    /// Keys that exist and their newest values, staged ones included.
+    pub(crate) fn live(&self) -> Live {
+        Live {
+            bytes: self.live_bytes.load(Ordering::Relaxed),
+            keys: self.live_keys.load(Ordering::Relaxed),
         }
     }
 
@@ -132,6 +155,7 @@ impl Space {
             floor: self.staged_floor(),
             fence: self.fence(),
             alarms: self.alarms.lock().clone(),
+            limits: *self.limits.lock(),
         }
     }
 
@@ -184,6 +208,7 @@ impl Space {
         self.publish_floor(fresh.floor());
         self.fence.store(fresh.fence(), Ordering::Release);
         *self.alarms.lock() = std::mem::take(&mut *fresh.alarms.lock());
+        *self.limits.lock() = *fresh.limits.lock();
         self.pruned.send_replace(NO_FLOOR);
     }
 }

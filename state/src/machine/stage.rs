@@ -4,11 +4,12 @@ use crate::engine::{Cf, SharedEngine, WriteBatch};
 use crate::error::StoreError;
 use crate::keys::{self, KeySpace};
 use crate::machine::hub::Commit;
-use crate::machine::record::LeaseRecord;
+use crate::machine::level::{self, FIRST_LEVEL, LEVEL};
+use crate::machine::record::{LeaseRecord, LevelRecord, StateRecord};
 use crate::machine::space::{DROPPED, Lease, Space};
 use crate::machine::txn::Changes;
 use crate::machine::view::{Pending, header};
-use crate::machine::{COMMAND_VERSION, Fault, MAX_LEASE_TTL, MIN_LEASE_TTL, Shared, alarm, audit, check};
+use crate::machine::{Fault, MAX_LEASE_TTL, MIN_LEASE_TTL, Shared, alarm, audit, check};
 use crate::pb::command::{self, command::Op, outcome::Answer};
 use crate::pb::{self, Command};
 use hanse_api::audit::Head;
@@ -23,6 +24,7 @@ pub(crate) struct Stage {
     pub(crate) engine: SharedEngine,
     pub(crate) revision: i64,
     pub(crate) last_at: i64,
+    pub(crate) level: u32,
     /// Where the audit's chain ends; none until it was read.
     pub(crate) chain: Option<Head>,
     pub(crate) pending: Pending,
@@ -38,11 +40,13 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    pub(crate) fn new(engine: SharedEngine, revision: i64, last_at: i64) -> Self {
+    pub(crate) fn new(engine: SharedEngine, state: StateRecord, level: u32) -> Self {
+        let StateRecord { revision, last_at } = state;
         Self {
             engine,
             revision,
             last_at,
+            level,
             chain: None,
             pending: Pending::default(),
             batch: WriteBatch::new(),
@@ -56,9 +60,9 @@ impl Stage {
 
     /// Does one command.
     pub(crate) fn run(&mut self, shared: &Shared, command: Command) -> Result<Answer, Fault> {
-        if command.version != COMMAND_VERSION {
+        if !(FIRST_LEVEL..=LEVEL).contains(&command.version) {
             return Err(Fault::Fatal(StoreError::Corrupt(format!(
-                "a command of format {} while this server knows {COMMAND_VERSION}: it is older than its peers",
+                "a command of format {} while this server knows {LEVEL}: it is older than its peers",
                 command.version
             ))));
         }
@@ -72,8 +76,10 @@ impl Stage {
         match op {
             Op::ExpireLeases(expire) => return self.expire(shared, expire.limit),
             Op::ExtendLeases(_) => return Ok(self.extend(shared)),
+            Op::SetLevel(set) => return self.raise_level(shared, set.level),
             _ => {}
         }
+        level::check(self.level, &op).map_err(Fault::Refused)?;
         let name = KeySpace::from_tenant(&command.tenant).map_err(Fault::Refused)?;
         if name.group() != shared.group {
             return Err(Fault::Refused(StoreError::WrongGroup {
@@ -111,8 +117,27 @@ impl Stage {
                 }
                 Ok(Answer::Revision(self.revision))
             }
-            Op::DropSpace(_) | Op::ExpireLeases(_) | Op::ExtendLeases(_) => Err(unknown()),
+            Op::SetLimits(set) => {
+                if space.set_limits(&set) {
+                    self.put_record(&space);
+                }
+                Ok(Answer::Revision(self.revision))
+            }
+            Op::DropSpace(_) | Op::ExpireLeases(_) | Op::ExtendLeases(_) | Op::SetLevel(_) => Err(unknown()),
         }
+    }
+
+    fn raise_level(&mut self, shared: &Shared, level: u32) -> Result<Answer, Fault> {
+        if level > LEVEL {
+            let (found, known) = (level, LEVEL);
+            return Err(Fault::Fatal(StoreError::TooNew { found, known }));
+        }
+        if level > self.level {
+            self.level = level;
+            let key = keys::meta_key(shared.group, keys::META_LEVEL);
+            self.batch.put(Cf::Meta, key, LevelRecord { level }.encode());
+        }
+        Ok(Answer::Revision(self.revision))
     }
 
     fn put_record(&mut self, space: &Space) {
@@ -181,6 +206,7 @@ impl Stage {
         if grant.ttl_seconds > MAX_LEASE_TTL {
             return Err(Fault::Refused(StoreError::LeaseTtlTooLarge));
         }
+        space.check_lease_limit().map_err(Fault::Refused)?;
         if grant.id == 0 {
             return Err(Fault::Refused(StoreError::LeaseNotFound));
         }

@@ -8,7 +8,8 @@ use crate::error::StoreError;
 use crate::keys;
 use crate::machine::Fault;
 use crate::machine::hub::{Change, Commit};
-use crate::machine::index::{KeyRange, Version};
+use crate::machine::index::{Index, KeyRange, Version};
+use crate::machine::limits::Growth;
 use crate::machine::record::{self, EventRecord};
 use crate::machine::space::Space;
 use crate::machine::stage::Stage;
@@ -66,6 +67,22 @@ impl Path {
             }
         }
         Ok(())
+    }
+
+    /// What the path adds to a space at most.
+    fn growth(&self, index: &Index, req: &pb::TxnRequest) -> Growth {
+        let mut nested = self.nested.iter();
+        let of = |op: &pb::RequestOp| match &op.request {
+            Some(Request::RequestPut(put)) => Growth::of_put(index, &put.key, put.value.len(), put.ignore_value),
+            Some(Request::RequestTxn(txn)) => nested
+                .next()
+                .map_or_else(Growth::default, |path| path.growth(index, txn)),
+            Some(Request::RequestRange(_) | Request::RequestDeleteRange(_)) | None => Growth::default(),
+        };
+        ops(req, self.succeeded)
+            .iter()
+            .map(of)
+            .fold(Growth::default(), Growth::and)
     }
 
     /// Answers a transaction that only reads. None: a value was compacted away meanwhile.
@@ -140,6 +157,8 @@ impl<'a> Changes<'a> {
         let view = self.view();
         let path = Path::choose(&view, &req).map_err(Fault::Fatal)?;
         path.check(&view, &req).map_err(Fault::Refused)?;
+        let growth = || path.growth(&self.space.index.read(), &req);
+        self.space.check_limits(growth).map_err(Fault::Refused)?;
         let mut answer = self.branch(req, &path)?;
         if path.succeeded && !events.is_empty() {
             self.audit(events)?;
