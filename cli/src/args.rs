@@ -139,11 +139,27 @@ pub(crate) struct CreateArgs {
     /// GPUs per simulated node [default: 0]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=64))]
     pub(crate) gpus: Option<u32>,
+    #[command(flatten)]
+    pub(crate) limits: StoreArgs,
     /// Return at once
     #[arg(long)]
     pub(crate) no_wait: bool,
     #[command(flatten)]
     pub(crate) timeout: TimeoutArgs,
+}
+
+/// What a tenant cluster may hold in the store; the server says what makes sense.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct StoreArgs {
+    /// Bytes that its objects may take in the store, from 16777216 [default: no limit]
+    #[arg(long, value_name = "N")]
+    pub(crate) store_bytes: Option<u64>,
+    /// Objects that it may have in the store, from 1000 [default: no limit]
+    #[arg(long, value_name = "N")]
+    pub(crate) store_keys: Option<u64>,
+    /// Writes to the store that a server takes from it in a second, from 20 [default: no limit]
+    #[arg(long, value_name = "N")]
+    pub(crate) store_writes_per_second: Option<u32>,
 }
 
 /// Options of `connect`.

@@ -22,6 +22,9 @@ pub(crate) struct BackupArgs {
     pub(crate) tenant: Option<String>,
     #[command(flatten)]
     pub(crate) project: ProjectArgs,
+    /// Take at most so many MiB in a second, so that tenants notice less of it
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) rate: Option<u32>,
     /// Encrypt it with a passphrase, read from --passphrase-file or the terminal
     #[arg(long)]
     pub(crate) encrypt: bool,

@@ -142,6 +142,7 @@ async fn create(app: &App, args: CreateArgs) -> Result<()> {
         cluster: args.cluster,
         simulated_nodes: args.simulated_nodes,
         gpus: args.gpus,
+        limits: args.limits,
     };
     create::create(app, &wanted, !args.no_wait, args.timeout.timeout).await
 }

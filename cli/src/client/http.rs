@@ -32,6 +32,28 @@ const REFUSAL_MAX: usize = 1024 * 1024;
 /// Takes a streamed answer, piece by piece.
 pub(crate) type Sink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 
+/// Holds a stream to so many bytes in a second. What a slow server left unused is not made up for later.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    per_second: u64,
+    /// When what was taken so far has had its time.
+    paid: Duration,
+}
+
+impl Pace {
+    /// From now on.
+    pub(crate) const fn new(per_second: u64, now: Duration) -> Self {
+        Self { per_second, paid: now }
+    }
+
+    /// How long to wait after a piece that was taken at `now`.
+    fn pause(&mut self, now: Duration, bytes: usize) -> Duration {
+        let nanos = bytes as u128 * 1_000_000_000 / u128::from(self.per_second.max(1));
+        self.paid = self.paid.max(now) + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        self.paid.saturating_sub(now)
+    }
+}
+
 /// How far an exchange came before it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -253,9 +275,14 @@ impl Http {
         }
     }
 
-    /// Makes a request whose answer goes to `sink` piece by piece, without repeats. An answer that breaks off is a failure; one
-    /// that is no success is handed back.
-    pub(crate) async fn download(&self, call: &Call, sink: &mut Sink<'_>) -> Result<Option<Reply>> {
+    /// Makes a request whose answer goes to `sink` piece by piece and no faster than `pace`, without repeats. An answer that breaks
+    /// off is a failure; one that is no success is handed back.
+    pub(crate) async fn download(
+        &self,
+        call: &Call,
+        mut pace: Option<Pace>,
+        sink: &mut Sink<'_>,
+    ) -> Result<Option<Reply>> {
         let connection = clock::timeout(&*self.clock, CONNECT_LIMIT, self.connect()).await;
         let connection = connection.unwrap_or_else(|late| {
             Err(Fault {
@@ -289,6 +316,10 @@ impl Http {
                         let frame = frame.map_err(|e| broken(chain(&e)))?;
                         if let Ok(piece) = frame.into_data() {
                             sink(&piece)?;
+                            if let Some(pace) = &mut pace {
+                                // What is not read waits in the connection, and the server behind it.
+                                self.clock.sleep(pace.pause(self.clock.mono(), piece.len())).await;
+                            }
                         }
                     }
                 }
@@ -349,6 +380,22 @@ mod tests {
     fn client(port: u16) -> Http {
         let base = BaseUrl::parse(&format!("https://127.0.0.1:{port}")).unwrap();
         Http::new(base, &Trust::Anybody, Some("id.secret"), SystemClock::shared()).unwrap()
+    }
+
+    #[test]
+    fn a_paced_stream_takes_its_time_and_makes_up_for_nothing() {
+        let second = Duration::from_secs(1);
+        let mut pace = Pace::new(1000, second);
+        let mut now = second;
+        for bytes in [100, 0, 900, 2000] {
+            now += pace.pause(now, bytes);
+        }
+        assert_eq!(now, 4 * second);
+        // Slower than it may be for a while: no burst afterwards.
+        now += 10 * second;
+        assert_eq!(pace.pause(now, 500), second / 2);
+        // Waiting too short only shifts the rest.
+        assert_eq!(pace.pause(now, 500), second);
     }
 
     #[tokio::test]

@@ -230,7 +230,7 @@ async fn follow(app: &App, args: &EventsArgs, format: Format) -> Result<()> {
             }
             Ok(())
         };
-        match management.http().download(&call, &mut sink).await {
+        match management.http().download(&call, None, &mut sink).await {
             Ok(None) => {}
             Ok(Some(reply)) => return Err(refusal(&management.http().base().to_string(), &reply)),
             // Another server goes on where this one was; a watch that hears nothing at all ends.

@@ -5,7 +5,7 @@
 use super::{print_document, tenant};
 use crate::app::App;
 use crate::backup_args::{BackupArgs, PassphraseArgs, RestoreArgs};
-use crate::client::http::Call;
+use crate::client::http::{Call, Pace};
 use crate::client::management::refusal;
 use crate::error::{Error, Kind, Result};
 use crate::files;
@@ -42,7 +42,7 @@ pub(crate) async fn backup(app: &App, args: &BackupArgs) -> Result<()> {
     };
     let mut part = Part::create(&args.file)?;
     let sink = part.sink(app, passphrase.as_ref())?;
-    receive(app, &call(args)?, sink, &args.file).await?;
+    receive(app, args, sink).await?;
     part.sync()?;
     // What counts is what is on the disk: it is read back before it gets its name.
     let mut step = Step::start(app.output, &app.clock, "check");
@@ -155,13 +155,15 @@ fn call(args: &BackupArgs) -> Result<Call> {
 }
 
 /// Takes the backup from the server into `sink`.
-async fn receive(app: &App, call: &Call, mut sink: Sink, file: &Path) -> Result<()> {
+async fn receive(app: &App, args: &BackupArgs, mut sink: Sink) -> Result<()> {
+    let (call, file) = (call(args)?, args.file.as_path());
+    let pace = args.rate.map(|mib| Pace::new(u64::from(mib) << 20, app.clock.mono()));
     let http = app.http(&app.login()?)?;
     let mut step = Step::start(app.output, &app.clock, "backup");
     let (mut bytes, mut said) = (0u64, 0u64);
     let live = app.output.live;
     let received = http
-        .download(call, &mut |piece: &[u8]| {
+        .download(&call, pace, &mut |piece: &[u8]| {
             bytes += piece.len() as u64;
             if live && bytes - said >= STRIDE {
                 said = bytes;

@@ -2,14 +2,15 @@
 
 use super::tenant;
 use crate::app::App;
+use crate::args::StoreArgs;
 use crate::client::Management;
 use crate::error::{Error, Kind, Result};
 use crate::kubeconfig::entries;
 use crate::kubeconfig::{Names, store::Store};
 use crate::output::progress::Step;
 use hanse_api::kinds::{
-    ANNOTATION_SIMULATED_GPUS, ANNOTATION_SIMULATED_NODES, ANNOTATION_WANTED_REGION, CLUSTERS, KindName, REGIONS,
-    VIRTUAL_CLUSTER_INSTANCES,
+    ANNOTATION_SIMULATED_GPUS, ANNOTATION_SIMULATED_NODES, ANNOTATION_STORE_BYTES, ANNOTATION_STORE_KEYS,
+    ANNOTATION_STORE_WRITES, ANNOTATION_WANTED_REGION, CLUSTERS, KindName, REGIONS, VIRTUAL_CLUSTER_INSTANCES,
 };
 use hanse_api::name::{check_label, project_namespace};
 use serde_json::{Map, Value, json};
@@ -25,6 +26,7 @@ pub(crate) struct Wanted {
     pub(crate) cluster: Option<String>,
     pub(crate) simulated_nodes: Option<u32>,
     pub(crate) gpus: Option<u32>,
+    pub(crate) limits: StoreArgs,
 }
 
 /// `create`.
@@ -110,6 +112,14 @@ fn body(wanted: &Wanted) -> Value {
     );
     annotate(ANNOTATION_SIMULATED_GPUS, wanted.gpus.map(|n| n.to_string()));
     annotate(ANNOTATION_WANTED_REGION, wanted.region.clone());
+    let StoreArgs {
+        store_bytes,
+        store_keys,
+        store_writes_per_second,
+    } = &wanted.limits;
+    annotate(ANNOTATION_STORE_BYTES, store_bytes.map(|n| n.to_string()));
+    annotate(ANNOTATION_STORE_KEYS, store_keys.map(|n| n.to_string()));
+    annotate(ANNOTATION_STORE_WRITES, store_writes_per_second.map(|n| n.to_string()));
     let mut spec = Map::new();
     if let Some(cluster) = &wanted.cluster {
         spec.insert("clusterRef".to_owned(), json!({ "cluster": cluster }));
@@ -172,6 +182,7 @@ pub(crate) async fn delete(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hanse_api::resources::{StoreLimits, virtual_cluster_instance};
 
     #[test]
     fn the_object_says_what_was_asked_for_and_nothing_else() {
@@ -189,6 +200,11 @@ mod tests {
             cluster: Some("us".into()),
             simulated_nodes: Some(5),
             gpus: Some(8),
+            limits: StoreArgs {
+                store_bytes: Some(64 << 20),
+                store_keys: Some(5000),
+                store_writes_per_second: Some(100),
+            },
             ..plain
         };
         let made = body(&full);
@@ -197,7 +213,13 @@ mod tests {
         assert_eq!(made["metadata"]["annotations"][ANNOTATION_WANTED_REGION], "us");
         assert_eq!(made["spec"]["clusterRef"]["cluster"], "us");
         let typed: hanse_api::resources::VirtualClusterInstance = serde_json::from_value(made).unwrap();
-        assert!(hanse_api::resources::virtual_cluster_instance::validate(&typed).is_empty());
+        assert!(virtual_cluster_instance::validate(&typed).is_empty());
+        let limits = StoreLimits {
+            bytes: 64 << 20,
+            keys: 5000,
+            writes_per_second: 100,
+        };
+        assert_eq!(virtual_cluster_instance::store_limits(&typed.metadata), Ok(limits));
     }
 
     #[test]
