@@ -246,3 +246,41 @@ impl Writing {
         self.shared.write(&denials, stop).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hanse_api::kinds::AUDIT_EVENTS;
+    use hanse_runtime::clock::SystemClock;
+    use hanse_runtime::rng::SystemRng;
+    use hanse_runtime::supervisor::Supervisor;
+    use hanse_state::engine::{LogWriter, MemoryEngine, WriterOptions};
+    use hanse_state::objects::Page;
+    use hanse_state::{GroupId, LocalParts, LocalStore};
+
+    #[tokio::test]
+    async fn while_nothing_is_written_requests_go_on_up_to_the_bound_and_no_event_is_lost() {
+        let parts = LocalParts {
+            writer: LogWriter::start(Arc::new(MemoryEngine::new()), WriterOptions::default()).unwrap(),
+            clock: SystemClock::shared(),
+            rng: SystemRng::shared(),
+            supervisor: Supervisor::default(),
+        };
+        let objects = Objects::new(LocalStore::open(GroupId::COUNCIL, parts).unwrap());
+        let (recorder, writing) = Recorder::new(objects.clone(), SystemClock::shared(), &Metrics::default());
+        let all = (0..MAX_WAITING).map(|n| recorder.record(format!(r#"{{"auditID":"{n}"}}"#)));
+        for went_on in futures::future::join_all(all).await {
+            went_on.unwrap();
+        }
+        assert_eq!(recorder.shared.meters.ahead.get(), MAX_WAITING as u64);
+        let refused = recorder.record("{}".into()).await.unwrap_err();
+        assert_eq!(refused.code, 503, "{refused:?}");
+        assert_eq!(recorder.shared.meters.refused.get(), 1);
+        // The end comes at once: what waits is written all the same.
+        let stop = CancellationToken::new();
+        stop.cancel();
+        writing.run(stop).await.unwrap();
+        let written = objects.list(&AUDIT_EVENTS, None, Page::default()).await.unwrap();
+        assert_eq!(written.items.len(), MAX_WAITING);
+    }
+}
