@@ -180,9 +180,8 @@ async fn serve(
         .map(|der| sha256_hex(der))
         .unwrap_or_default();
     let signer = Arc::new(Signer::new(&credentials().map_err(part("the tunnel"))?).map_err(part("the tunnel"))?);
-    let etcd = counted_routes(machine, node);
     let events = Arc::new(Events {
-        etcd,
+        etcd: counted_routes(machine, node),
         objects: objects.clone(),
         ca: secrets.ca,
         clock: Arc::clone(&machine.clock),
