@@ -66,8 +66,45 @@ fn locked() -> Option<&'static str> {
     std::env::var_os("CI").map(|_| "--locked")
 }
 
-/// `check`, then all tests, or those that `args` of `cargo test` choose.
-pub(crate) fn test(args: &[String]) -> Result<ExitCode> {
+/// Which tests: all, or those that these options of `cargo test` choose.
+#[derive(clap::Args)]
+pub(crate) struct Choice {
+    /// The tests of this package only
+    #[arg(short, long, value_name = "NAME")]
+    package: Vec<String>,
+    /// Only the unit tests of libraries
+    #[arg(long)]
+    lib: bool,
+    /// Only this file of tests
+    #[arg(long, value_name = "NAME")]
+    test: Vec<String>,
+    /// Only tests whose names contain this
+    name: Option<String>,
+    /// Passed on to the tests, such as --nocapture
+    #[arg(last = true)]
+    passed_on: Vec<String>,
+}
+
+impl Choice {
+    /// As `cargo test` takes it.
+    pub(crate) fn args(&self) -> Vec<String> {
+        let mut args = Vec::from_iter(self.package.iter().map(|name| format!("--package={name}")));
+        if args.is_empty() {
+            args.push("--workspace".to_owned());
+        }
+        args.extend(self.lib.then(|| "--lib".to_owned()));
+        args.extend(self.test.iter().map(|name| format!("--test={name}")));
+        args.extend(self.name.clone());
+        if !self.passed_on.is_empty() {
+            args.push("--".to_owned());
+            args.extend(self.passed_on.iter().cloned());
+        }
+        args
+    }
+}
+
+/// `check`, then the tests of `choice`.
+pub(crate) fn test(choice: &Choice) -> Result<ExitCode> {
     check()?;
     let tools = kube_tools::ensure()?;
     let clients = kube_clients::ensure()?;
@@ -79,11 +116,8 @@ pub(crate) fn test(args: &[String]) -> Result<ExitCode> {
         .args(["test", "--no-fail-fast"])
         .args(locked())
         .current_dir(root());
-    if args.is_empty() {
-        command.arg("--workspace");
-    }
     command
-        .args(args)
+        .args(choice.args())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .env("RUST_BACKTRACE", "1");

@@ -37,17 +37,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Task {
     /// Install what is missing, build, and start Hanse on this machine
-    Up {
-        /// Passed on to `hanse up`
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<String>,
-    },
+    Up(up::Options),
     /// Run `check`, then all tests
-    Test {
-        /// Passed on to `cargo test` instead of `--workspace`
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<String>,
-    },
+    Test(check::Choice),
     /// Check format, crate layers, house rules, lints and dependencies
     Check,
     /// Check file and function lengths, banned names and crate layers only (seconds)
@@ -97,8 +89,8 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<ExitCode> {
     match task {
-        Task::Up { args } => up::up(&args)?,
-        Task::Test { args } => return check::test(&args),
+        Task::Up(options) => up::up(&options)?,
+        Task::Test(choice) => return check::test(&choice),
         Task::Check => check::check()?,
         Task::Tidy => check::tidy()?,
         Task::Bench {
@@ -142,4 +134,40 @@ fn root() -> PathBuf {
 /// The cargo that runs us, so that a chosen toolchain stays chosen.
 fn cargo() -> std::ffi::OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is typed wrong is refused before the first build, which takes minutes.
+    #[test]
+    fn options_are_read_before_anything_is_built() {
+        for wrong in [&["up", "--tenant"][..], &["up", "eu"], &["test", "--fast"], &["tset"]] {
+            let parsed = Cli::try_parse_from([&["xtask"], wrong].concat());
+            assert!(parsed.is_err(), "{wrong:?} was taken");
+        }
+    }
+
+    #[test]
+    fn what_is_right_is_passed_on() {
+        let parse = |line: &[&str]| Cli::try_parse_from([&["xtask"], line].concat()).map(|cli| cli.task);
+        let up = parse(&["up", "--regions", "a,b", "--address-block", "9", "--no-tenant"]);
+        assert!(
+            matches!(&up, Ok(Task::Up(options)) if options.args() == ["--regions=a,b", "--address-block=9", "--no-tenant"])
+        );
+        let test = parse(&[
+            "test",
+            "-p",
+            "hanse-state",
+            "--test",
+            "store",
+            "mvcc",
+            "--",
+            "--nocapture",
+        ]);
+        let expected = ["--package=hanse-state", "--test=store", "mvcc", "--", "--nocapture"];
+        assert!(matches!(&test, Ok(Task::Test(choice)) if choice.args() == expected));
+        assert!(matches!(parse(&["test"]), Ok(Task::Test(all)) if all.args() == ["--workspace"]));
+    }
 }

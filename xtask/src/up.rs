@@ -15,8 +15,35 @@ use crate::{cache, cargo, kube_tools, packages, rocksdb, root};
 /// From here on the builds gain from running at once; each alone fills two cores.
 const CORES_FOR_PARALLEL: usize = 4;
 
-/// Installs, builds, then becomes `hanse up ARGS`. Returns only on failure.
-pub(crate) fn up(args: &[String]) -> Result<()> {
+/// The options of `hanse up`, once more: the program that could read them is yet to be built.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Names of the regions of a new installation, separated by commas [default: eu,us,ap]
+    #[arg(long, value_name = "NAMES")]
+    regions: Option<String>,
+    /// Addresses of a new installation: 127.<B>.0.1 and up [default: 0]
+    #[arg(long, value_name = "B")]
+    address_block: Option<u8>,
+    /// Make no first tenant cluster
+    #[arg(long)]
+    no_tenant: bool,
+}
+
+impl Options {
+    /// As `hanse up` takes them.
+    pub(crate) fn args(&self) -> Vec<String> {
+        let regions = self.regions.iter().map(|names| format!("--regions={names}"));
+        let block = self
+            .address_block
+            .iter()
+            .map(|block| format!("--address-block={block}"));
+        let no_tenant = self.no_tenant.then(|| "--no-tenant".to_owned());
+        regions.chain(block).chain(no_tenant).collect()
+    }
+}
+
+/// Installs, builds, then becomes `hanse up`. Returns only on failure.
+pub(crate) fn up(options: &Options) -> Result<()> {
     packages::install()?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let (tools, binary) = if cores >= CORES_FOR_PARALLEL {
@@ -41,7 +68,7 @@ pub(crate) fn up(args: &[String]) -> Result<()> {
     {
         eprintln!("kubectl: there was none on PATH, now {}", link.display());
     }
-    let error = Command::new(&binary).arg("up").args(args).exec();
+    let error = Command::new(&binary).arg("up").args(options.args()).exec();
     Err(error).with_context(|| format!("start {}", binary.display()))
 }
 
