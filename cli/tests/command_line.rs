@@ -17,6 +17,10 @@ fn server() -> Server {
         match (method, path.strip_prefix("/kubernetes/management/apis/").unwrap_or(path)) {
             ("GET", "management.loft.sh/v1/projects") => (200, r#"{"items":[{"metadata":{"name":"default"}}]}"#.into()),
             ("GET", "management.loft.sh/v1/projects/default") => (200, r#"{"metadata":{"name":"default"}}"#.into()),
+            ("GET", "management.loft.sh/v1/users") => (200, r#"{"items":[{"metadata":{"name":"bob"}}]}"#.into()),
+            ("GET", "management.loft.sh/v1/users/bob") => (200, r#"{"metadata":{"name":"bob"}}"#.into()),
+            ("GET", "management.loft.sh/v1/teams/ops") => (403, refusal(403, "Forbidden", "not for you")),
+            ("GET", "management.loft.sh/v1/clusterroletemplates/custom") => (200, r#"{"metadata":{"name":"custom"}}"#.into()),
             ("GET", p) if p.ends_with("/virtualclusterinstances") => (200, format!(r#"{{"items":[{tenant}]}}"#)),
             ("GET", p) if p.ends_with("/virtualclusterinstances/demo") => (200, tenant.into()),
             ("POST", p) if p.ends_with("/virtualclusterinstances") && body.contains("\"demo\"") => {
@@ -279,6 +283,10 @@ fn keys_rights_and_members() {
     );
     let run = user.run(&["members", "add", "--team", "ops", "--role", "custom"]);
     assert_eq!(run.code, 5, "somebody else was faster each time: {run:?}");
+    let run = user.run(&["members", "add", "--user", "bbo"]);
+    assert!(run.code == 3 && run.err.contains("the users are: bob"), "{run:?}");
+    let run = user.run(&["members", "add", "--user", "bob", "--role", "king"]);
+    assert!(run.code == 3 && run.err.contains("no role \"king\""), "{run:?}");
     let puts = server.requests().iter().filter(|r| r.starts_with("PUT")).count();
     assert_eq!(puts, 6, "one, and a bounded number of tries");
     let run = user.run(&["members", "remove", "--user", "bob", "--project", "nope"]);

@@ -12,6 +12,7 @@
 //!   on content from a backup.
 //! - `purge`: how much of the logs stays; [`disk`]: what is refused when a disk fills up.
 //! - [`network`], [`service`], [`peer_stream`], [`tls`]: the two sides of the Raft port.
+//! - `vacancy`: how a leader whose process is gone is followed by another at once.
 //! - [`fair`]: whose writes go into the log next, when there are many; [`level`]: which formats the members may use.
 //! - [`meters`]: what is counted.
 //! - [`codec`]: our own versioned records; openraft's serde forms are never stored or sent.
@@ -49,6 +50,7 @@ pub mod status;
 pub mod timers;
 pub mod tls;
 pub mod types;
+mod vacancy;
 
 pub use config::{NodeConfig, Settings};
 pub use disk::Disk;

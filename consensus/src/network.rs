@@ -29,6 +29,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
@@ -77,6 +78,8 @@ struct Inner {
     /// Members that were moved through the log. Raft's replication streams outlive such a change, and look here.
     moved: Mutex<BTreeMap<NodeId, Member>>,
     peers: Mutex<HashMap<NodeId, Peer>>,
+    /// Counts connections from other servers that are gone.
+    losses: watch::Sender<u64>,
 }
 
 impl fmt::Debug for Peers {
@@ -103,6 +106,7 @@ impl Peers {
                 addresses: config.addresses.clone(),
                 moved: Mutex::default(),
                 peers: Mutex::default(),
+                losses: watch::Sender::new(0),
             }),
         }
     }
@@ -135,6 +139,16 @@ impl Peers {
             found.address.clone_from(address);
         }
         found
+    }
+
+    /// A connection from another server is gone.
+    pub(crate) fn note_loss(&self) {
+        self.inner.losses.send_modify(|count| *count += 1);
+    }
+
+    /// How many connections from other servers are gone, from now on.
+    pub(crate) fn losses(&self) -> watch::Receiver<u64> {
+        self.inner.losses.subscribe()
     }
 
     /// This server.

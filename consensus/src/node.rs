@@ -23,6 +23,7 @@ use crate::status::{About, MemberStatus, ask_all, member_statuses};
 use crate::timers;
 use crate::tls::Tls;
 use crate::types::{GROUPS, GroupId, Member, NodeId, Seat, group_name};
+use crate::vacancy;
 use hanse_runtime::clock::SharedClock;
 use hanse_runtime::meter::{self, Family};
 use hanse_runtime::rng::SharedRng;
@@ -149,6 +150,7 @@ impl Node {
         let server = Server {
             listener,
             tls: tls.clone(),
+            peers: peers.clone(),
             clock: Arc::clone(&clock),
             supervisor: supervisor.clone(),
             stop: shutdown.phase(Phase::Flush),
@@ -546,6 +548,9 @@ impl Starting<'_> {
         let task = Arc::clone(&group).run_reads(queue, stop.clone());
         self.supervisor
             .spawn(TaskKind::Consensus, format!("reads of {name}"), task);
+        let task = vacancy::watch(Arc::clone(&group), Arc::clone(self.rng), stop.clone());
+        self.supervisor
+            .spawn(TaskKind::Consensus, format!("succession in {name}"), task);
         let task = timers::expire_leases(Arc::clone(&group), stop.clone());
         self.supervisor
             .spawn(TaskKind::Consensus, format!("leases of {name}"), task);

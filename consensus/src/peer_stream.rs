@@ -1,5 +1,6 @@
 //! A connection of another server to the Raft port: through TLS, or in the clear where that was asked for.
 
+use crate::network::Peers;
 use crate::tls::{self, Trust};
 use hanse_runtime::BoxError;
 use std::io;
@@ -10,9 +11,15 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-/// The connection.
+/// The connection. When it is gone, [`Peers::losses`] counts it.
 #[derive(Debug)]
-pub enum PeerStream {
+pub struct PeerStream {
+    wire: Wire,
+    peers: Peers,
+}
+
+#[derive(Debug)]
+enum Wire {
     /// Encrypted, the caller known by its certificate.
     Secure(Box<TlsStream<TcpStream>>),
     /// In the clear.
@@ -21,15 +28,30 @@ pub enum PeerStream {
 
 impl PeerStream {
     /// TLS has checked who signed the certificate; here we check that it is a server's.
-    pub fn secure(stream: TlsStream<TcpStream>, trust: Trust) -> Result<Self, BoxError> {
+    pub fn secure(stream: TlsStream<TcpStream>, trust: Trust, peers: Peers) -> Result<Self, BoxError> {
         let certs = stream.get_ref().1.peer_certificates().unwrap_or_default();
         match (trust, certs.first()) {
             (Trust::Names, cert) if cert.and_then(tls::server_name).is_none() => {
                 Err("a client without a server's certificate wanted to use the Raft port".into())
             }
             (_, None) => Err("a client without a certificate wanted to use the Raft port".into()),
-            (_, Some(_)) => Ok(Self::Secure(Box::new(stream))),
+            (_, Some(_)) => {
+                let wire = Wire::Secure(Box::new(stream));
+                Ok(Self { wire, peers })
+            }
         }
+    }
+
+    /// In the clear, where that was asked for.
+    pub fn open(stream: TcpStream, peers: Peers) -> Self {
+        let wire = Wire::Open(stream);
+        Self { wire, peers }
+    }
+}
+
+impl Drop for PeerStream {
+    fn drop(&mut self) {
+        self.peers.note_loss();
     }
 }
 
@@ -41,18 +63,18 @@ impl Connected for PeerStream {
 
 impl AsyncRead for PeerStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Secure(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Open(stream) => Pin::new(stream).poll_read(cx, buf),
+        match &mut self.get_mut().wire {
+            Wire::Secure(stream) => Pin::new(stream).poll_read(cx, buf),
+            Wire::Open(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
 
 impl AsyncWrite for PeerStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Secure(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Open(stream) => Pin::new(stream).poll_write(cx, buf),
+        match &mut self.get_mut().wire {
+            Wire::Secure(stream) => Pin::new(stream).poll_write(cx, buf),
+            Wire::Open(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -61,30 +83,30 @@ impl AsyncWrite for PeerStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Secure(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Open(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        match &mut self.get_mut().wire {
+            Wire::Secure(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Wire::Open(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Secure(stream) => stream.is_write_vectored(),
-            Self::Open(stream) => stream.is_write_vectored(),
+        match &self.wire {
+            Wire::Secure(stream) => stream.is_write_vectored(),
+            Wire::Open(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Secure(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Open(stream) => Pin::new(stream).poll_flush(cx),
+        match &mut self.get_mut().wire {
+            Wire::Secure(stream) => Pin::new(stream).poll_flush(cx),
+            Wire::Open(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Secure(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Open(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().wire {
+            Wire::Secure(stream) => Pin::new(stream).poll_shutdown(cx),
+            Wire::Open(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

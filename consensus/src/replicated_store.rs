@@ -108,7 +108,15 @@ impl Drop for Proposed {
         if let Some(outcome) = self.outcome.take()
             && Handle::try_current().is_ok()
         {
-            let rest = outcome.map(|_nobody_asks| Ok(()));
+            // A server that stops needs its turns no more, and the last one of a system would wait for a quorum that has gone.
+            let stop = self.supervisor.shutdown_token().phase(TaskKind::BestEffort.phase());
+            let rest = async move {
+                tokio::select! {
+                    _nobody_asks = outcome => {}
+                    () = stop.cancelled() => {}
+                }
+                Ok(())
+            };
             self.supervisor.spawn(TaskKind::BestEffort, "an abandoned write", rest);
         }
     }

@@ -4,7 +4,9 @@ use crate::codec::{self, pb};
 use crate::error::{CodecError, ConsensusError};
 use crate::group::Group;
 use crate::membership::Changes;
-use crate::network::{CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_MESSAGE_BYTES, STREAM_WINDOW};
+use crate::network::{
+    CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_MESSAGE_BYTES, Peers, STREAM_WINDOW,
+};
 use crate::peer_stream::PeerStream;
 use crate::snapshot::{Incoming, SnapshotData, Spooled, read_head};
 use crate::status::About;
@@ -284,6 +286,8 @@ pub struct Server {
     pub listener: TcpListener,
     /// Its side of TLS.
     pub tls: Tls,
+    /// Hears of connections that are gone.
+    pub peers: Peers,
     /// For deadlines.
     pub clock: SharedClock,
     /// Runs the handshakes.
@@ -332,14 +336,15 @@ impl Server {
                 }
             };
             let (acceptor, clock, connections) = (acceptor.clone(), Arc::clone(&self.clock), connections.clone());
+            let peers = self.peers.clone();
             self.supervisor.spawn(TaskKind::Request, "raft handshake", async move {
                 stream.set_nodelay(true)?;
                 let stream = match acceptor {
                     Some(acceptor) => {
                         let accepted = timeout(clock.as_ref(), HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
-                        PeerStream::secure(accepted, trust)?
+                        PeerStream::secure(accepted, trust, peers)?
                     }
-                    None => PeerStream::Open(stream),
+                    None => PeerStream::open(stream, peers),
                 };
                 drop(permit);
                 // The service has ended: nobody waits for this connection any more.

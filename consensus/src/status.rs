@@ -100,6 +100,41 @@ pub struct MemberStatus {
     pub extra: Vec<u8>,
 }
 
+/// Why a server did not say how it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unasked {
+    /// Its machine says that nobody listens at its address.
+    Refused,
+    /// No answer in time, or another server's.
+    Silent,
+}
+
+/// Asks one server how it is.
+pub(crate) async fn ask(peers: &Peers, id: NodeId, member: &Member) -> Result<pb::StatusReply, Unasked> {
+    let mut client = peers.client(id, member, Lane::Control).map_err(|_| Unasked::Silent)?;
+    let ask = client.status(pb::StatusRequest {});
+    match timeout(peers.clock().as_ref(), peers.settings().status_timeout, ask).await {
+        Ok(Ok(reply)) if reply.get_ref().id == id => Ok(reply.into_inner()),
+        Ok(Err(status)) => {
+            tracing::debug!(id, %status, "no status");
+            Err(if refused(&status) {
+                Unasked::Refused
+            } else {
+                Unasked::Silent
+            })
+        }
+        Ok(Ok(_)) | Err(_) => Err(Unasked::Silent),
+    }
+}
+
+fn refused(status: &tonic::Status) -> bool {
+    let first = std::error::Error::source(status);
+    std::iter::successors(first, |error| error.source()).any(|error| {
+        let io = error.downcast_ref::<std::io::Error>();
+        io.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    })
+}
+
 /// Asks all `members` but this server how they are, at once.
 pub(crate) async fn ask_all(
     peers: &Peers,
@@ -108,22 +143,7 @@ pub(crate) async fn ask_all(
     let asks: FuturesUnordered<_> = members
         .iter()
         .filter(|(id, _)| **id != peers.me())
-        .map(|(id, member)| async move {
-            let Ok(mut client) = peers.client(*id, member, Lane::Control) else {
-                return (*id, None);
-            };
-            let ask = client.status(pb::StatusRequest {});
-            let reply = timeout(peers.clock().as_ref(), peers.settings().status_timeout, ask).await;
-            let reply = reply.ok().and_then(|reply| {
-                reply
-                    .inspect_err(|status| tracing::debug!(id, %status, "no status"))
-                    .ok()
-            });
-            (
-                *id,
-                reply.map(tonic::Response::into_inner).filter(|reply| reply.id == *id),
-            )
-        })
+        .map(|(id, member)| async move { (*id, ask(peers, *id, member).await.ok()) })
         .collect();
     asks.collect().await
 }

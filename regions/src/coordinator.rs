@@ -123,13 +123,18 @@ impl Coordinators {
             .into_iter()
             .filter_map(|s| self.end(&s).map(|t| (s, t)))
             .collect();
-        let (writer, clock) = (&self.writer, &self.parts.clock);
+        let (writer, clock, objects) = (&self.writer, &self.parts.clock, &self.parts.objects);
         join_all(ended.into_iter().map(|(scope, mut tenure)| async move {
             let ended = async { tenure.drivers.wait_for(|running| *running == 0).await.is_ok() };
             if timeout(clock.as_ref(), END_LIMIT, ended).await.is_err() {
                 tracing::warn!(%scope, "controllers did not end in time; the fence keeps them out");
             }
-            if let Err(error) = writer.release(&scope, tenure.held).await {
+            let released = if objects.store().has_leader() {
+                writer.release(&scope, tenure.held).await
+            } else {
+                Err(StepError::Timeout("a leader of the council"))
+            };
+            if let Err(error) = released {
                 tracing::info!(%scope, %error, "the lease was not let go; another server waits for it to run out");
             }
         }))

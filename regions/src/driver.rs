@@ -35,6 +35,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(2);
 /// How long steps in flight may take at shutdown.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+/// Between two looks at whether they still can end.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
 /// How a driver ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,9 +259,21 @@ impl<R: Reconciler> Driver<R> {
         status.failing = self.queue.failing();
     }
 
+    /// Lets the steps in flight end. Without a leader they cannot: what they wait for is the council's answer, which the last
+    /// servers of a system that is being stopped would wait for in vain.
     async fn drain(&self, runs: FuturesUnordered<Run<R::Key>>) {
-        let drained = timeout(self.ctx.clock.as_ref(), DRAIN_LIMIT, runs.collect::<Vec<_>>()).await;
-        if drained.is_err() {
+        let clock = self.ctx.clock.as_ref();
+        let leaderless = async {
+            while self.ctx.objects.store().has_leader() {
+                clock.sleep(DRAIN_LOOK).await;
+            }
+        };
+        let drained = tokio::select! {
+            biased;
+            drained = timeout(clock, DRAIN_LIMIT, runs.collect::<Vec<_>>()) => drained.is_ok(),
+            () = leaderless => false,
+        };
+        if !drained {
             tracing::warn!(
                 controller = R::NAME,
                 "steps in flight did not end in time and were left behind"

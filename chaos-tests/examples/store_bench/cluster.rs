@@ -48,6 +48,8 @@ struct Member {
     client: String,
     peer: String,
     child: Option<Child>,
+    /// Stopped, so clients keep away from it.
+    paused: bool,
 }
 
 /// A running cluster. Dropped, its processes are killed and its data is removed.
@@ -71,6 +73,7 @@ impl Cluster {
             client: format!("http://127.0.0.1:{}", ports[0]),
             peer: format!("http://127.0.0.1:{}", ports[1]),
             child: None,
+            paused: false,
         });
         let program = match peer {
             Peer::Etcd => &programs.etcd,
@@ -136,6 +139,21 @@ impl Cluster {
         Ok(())
     }
 
+    /// Stops member `n` where it is, for good. Clients are kept away from it.
+    pub fn pause(&mut self, n: usize) -> Result<()> {
+        let member = &mut self.members[n];
+        let pid = member
+            .child
+            .as_ref()
+            .context("the member does not run")?
+            .id()
+            .to_string();
+        let status = Command::new("kill").args(["-STOP", &pid]).status();
+        ensure!(status.context("run kill")?.success(), "the member could not be stopped");
+        member.paused = true;
+        Ok(())
+    }
+
     /// Waits until a write through each member is acknowledged.
     pub async fn answers(&self) -> Result<()> {
         let begun = Instant::now();
@@ -171,8 +189,29 @@ impl Cluster {
 
     /// A new connection to member `n`.
     pub fn channel(&self, n: usize) -> Result<Channel> {
-        let endpoint = Endpoint::from_shared(self.members[n % self.members.len()].client.clone()).context("an URL")?;
+        let endpoint = Endpoint::from_shared(self.members[n].client.clone()).context("an URL")?;
         Ok(endpoint.connect_timeout(ASK).tcp_nodelay(true).connect_lazy())
+    }
+
+    /// A new connection to one of the members that serve, in turns.
+    pub fn any_channel(&self, n: usize) -> Result<Channel> {
+        let serving: Vec<usize> = (0..self.members.len()).filter(|n| !self.members[*n].paused).collect();
+        ensure!(!serving.is_empty(), "no member serves");
+        self.channel(serving[n % serving.len()])
+    }
+
+    /// The id of member `n`, as itself says.
+    pub async fn id(&self, n: usize) -> Result<u64> {
+        let mut client = MaintenanceClient::new(self.channel(n)?);
+        let reply = client
+            .status(pb::StatusRequest::default())
+            .await
+            .context("ask a member")?;
+        Ok(reply
+            .into_inner()
+            .header
+            .context("a status without a header")?
+            .member_id)
     }
 
     /// The member that leads, as itself says.

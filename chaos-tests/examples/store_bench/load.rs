@@ -71,7 +71,7 @@ where
     F: AsyncAsk,
 {
     let channels: Vec<Channel> = (0..clients.min(CONNECTIONS))
-        .map(|n| cluster.channel(n))
+        .map(|n| cluster.any_channel(n))
         .collect::<Result<_>>()?;
     let phase = Arc::new(AtomicU8::new(WARMING));
     let ask = Arc::new(ask);

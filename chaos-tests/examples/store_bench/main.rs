@@ -11,6 +11,7 @@
 
 mod cluster;
 mod faults;
+mod hindered;
 mod load;
 mod report;
 mod watch;
@@ -56,6 +57,9 @@ struct Options {
     /// How often the leader of three is killed; 0: not
     #[arg(long, default_value_t = 20)]
     kills: usize,
+    /// Leave out puts while leadership moves and while a follower stands still
+    #[arg(long)]
+    unhindered: bool,
     /// Keys for the look at memory and restart; 0: not
     #[arg(long, default_value_t = 1_000_000)]
     keys: u64,
@@ -93,6 +97,9 @@ async fn main() -> Result<()> {
             }
         }
     }
+    if !options.unhindered && options.members != Some(1) {
+        report.hindered = hindered::all(&programs, window(options.seconds)).await?;
+    }
     if options.kills > 0 {
         println!("kill -9 of the leader, {} times each", options.kills);
         let etcd = faults::leader_kills(Peer::Etcd, &programs, options.kills).await?;
@@ -107,6 +114,13 @@ async fn main() -> Result<()> {
     }
     print!("{}", report.markdown());
     report.write(&options.out)
+}
+
+fn window(seconds: f64) -> Window {
+    Window {
+        warm_up: Duration::from_secs(1),
+        counted: Duration::from_secs_f64(seconds),
+    }
 }
 
 /// The machine warms up, caches fill: nobody always begins.
@@ -133,10 +147,7 @@ async fn all_works(report: &mut Report, peer: Peer, nodes: usize, programs: &Pro
     if report.lines.iter().all(|line| line.nodes != nodes) {
         return Ok(());
     }
-    let window = Window {
-        warm_up: Duration::from_secs(1),
-        counted: Duration::from_secs_f64(seconds),
-    };
+    let window = window(seconds);
     let cluster = Cluster::start(peer, programs, nodes).await?;
     for line in report.lines.iter_mut().filter(|line| line.nodes == nodes) {
         let Some(work) = line.work else { continue };

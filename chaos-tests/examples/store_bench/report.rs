@@ -1,6 +1,7 @@
 //! The table, the plot, and the figures as they were taken.
 
 use crate::faults::Bulk;
+use crate::hindered::Hindered;
 use crate::load::Figures;
 use crate::works::Work;
 use anyhow::{Context as _, Result};
@@ -24,6 +25,7 @@ pub struct Report {
     /// What the machine is, and how the figures were taken.
     pub preface: Vec<String>,
     pub lines: Vec<Line>,
+    pub hindered: Vec<Hindered>,
     /// How often; etcd's and ours.
     pub kills: Option<(usize, Figures, Figures)>,
     /// etcd's and ours.
@@ -125,8 +127,31 @@ impl Report {
                 line.verdict()
             ));
         }
+        self.hindered(&mut text);
         self.faults(&mut text);
         text
+    }
+
+    fn hindered(&self, text: &mut String) {
+        if self.hindered.is_empty() {
+            return;
+        }
+        text.push_str("\nPuts over three members while something is in their way, one run; aims for a planned hand-over: no write fails, none takes over 50 ms.\n\n");
+        text.push_str("| what | per second | ratio | p99 ms | longest ms | errors |\n|---|---|---|---|---|---|\n");
+        for Hindered { title, etcd, hanse } in &self.hindered {
+            text.push_str(&format!(
+                "| {title} | {:.0} / {:.0} | {:.2} | {:.1} / {:.1} | {:.0} / {:.0} | {} / {} |\n",
+                hanse.per_second,
+                etcd.per_second,
+                hanse.per_second / etcd.per_second,
+                hanse.p99,
+                etcd.p99,
+                hanse.max,
+                etcd.max,
+                hanse.errors,
+                etcd.errors
+            ));
+        }
     }
 
     fn faults(&self, text: &mut String) {

@@ -30,7 +30,7 @@ struct Seen {
 /// Runs it.
 pub async fn run(cluster: &Cluster, watchers: usize, rate: u32, window: Window) -> Result<Figures> {
     let channels: Vec<Channel> = (0..watchers.min(CONNECTIONS))
-        .map(|n| cluster.channel(n))
+        .map(|n| cluster.any_channel(n))
         .collect::<Result<_>>()?;
     let (origin, created) = (Instant::now(), Arc::new(AtomicUsize::new(0)));
     let expected = (window.warm_up + window.counted).as_secs_f64() * f64::from(rate);
@@ -105,7 +105,9 @@ async fn follow(channel: Channel, origin: Instant, created: Arc<AtomicUsize>, ex
 /// `count` writes at `rate`, each with the time at which it was sent. An answer is not waited for before the next one.
 async fn write(cluster: &Cluster, origin: Instant, rate: u32, count: usize) -> Result<()> {
     const CONNECTIONS: usize = 4;
-    let channels: Vec<Channel> = (0..CONNECTIONS).map(|n| cluster.channel(n)).collect::<Result<_>>()?;
+    let channels: Vec<Channel> = (0..CONNECTIONS)
+        .map(|n| cluster.any_channel(n))
+        .collect::<Result<_>>()?;
     let failed = Arc::new(AtomicBool::new(false));
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);

@@ -158,7 +158,7 @@ fn get(key: &str) -> pb::RangeRequest {
     }
 }
 
-struct Puts;
+pub struct Puts;
 
 impl AsyncAsk for Puts {
     async fn ask(&self, client: &mut Client) -> Result<(), Status> {
@@ -258,7 +258,7 @@ fn update(key: &str, revision: i64, value: Vec<u8>) -> pb::TxnRequest {
 /// Writes `count` keys below `prefix`.
 pub async fn fill(cluster: &Cluster, prefix: &'static str, count: u64) -> Result<()> {
     let fillers = (0..FILLERS).map(|filler| {
-        let channel = cluster.channel(filler as usize);
+        let channel = cluster.any_channel(filler as usize);
         async move {
             let mut kv = KvClient::new(channel?);
             let mut rng: rand::rngs::SmallRng = rand::SeedableRng::seed_from_u64(filler);

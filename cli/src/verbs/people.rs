@@ -7,7 +7,7 @@ use crate::client::Management;
 use crate::error::{Error, Kind, Result};
 use crate::output::Format;
 use crate::output::table::Table;
-use hanse_api::kinds::{KindName, PROJECTS, TEAMS, USERS};
+use hanse_api::kinds::{CLUSTER_ROLE_TEMPLATES, KindName, PROJECTS, TEAMS, USERS};
 use serde_json::{Value, json};
 
 /// Tries of a change while others change the object too.
@@ -149,12 +149,31 @@ pub(crate) async fn members(app: &App, command: MembersCommand) -> Result<()> {
         MembersCommand::Add { member, role } => {
             let role = match role.as_str() {
                 "admin" | "user" | "viewer" => format!("{ROLE_PREFIX}{role}"),
-                _ => role,
+                _ => {
+                    require_named(&management, &CLUSTER_ROLE_TEMPLATES, "role", &role).await?;
+                    role
+                }
             };
             membership(app, &management, &member, Some(&role)).await
         }
         MembersCommand::Remove { member } => membership(app, &management, &member, None).await,
     }
+}
+
+/// An error with those that there are, if there is none of this name. Nothing if this caller may not look: the server knows.
+async fn require_named(management: &Management, kind: &KindName, what: &str, name: &str) -> Result<()> {
+    match management.get::<Value>(kind, None, name).await {
+        Ok(Some(_)) => return Ok(()),
+        Ok(None) => {}
+        Err(error) if error.kind() == Kind::Denied => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let error = Error::not_found(format!("there is no {what} {name:?}"));
+    let all: Vec<Value> = management.list(kind, None).await.unwrap_or_default();
+    Err(match tenant::listed(&all) {
+        known if known.is_empty() => error,
+        known => error.hint(format!("the {what}s are: {known}")),
+    })
 }
 
 async fn membership(app: &App, management: &Management, member: &MemberArgs, role: Option<&str>) -> Result<()> {
@@ -165,6 +184,10 @@ async fn membership(app: &App, management: &Management, member: &MemberArgs, rol
         (None, Some(team)) => ("Team", team),
         (None, None) => return Err(Error::usage("a user or a team is needed")),
     };
+    if role.is_some() {
+        let names = if kind == "User" { &USERS } else { &TEAMS };
+        require_named(management, names, &kind.to_ascii_lowercase(), name).await?;
+    }
     change(management, &PROJECTS, "project", project, |object| {
         let members = list_mut(object, "members")?;
         members.retain(|m| m["kind"] != kind || m["name"] != name.as_str());

@@ -86,7 +86,7 @@ pub(crate) async fn require(management: &Management, project: &str, tenant: &str
     }))
 }
 
-fn listed(objects: &[Value]) -> String {
+pub(crate) fn listed(objects: &[Value]) -> String {
     let names: Vec<&str> = objects.iter().take(LISTED_MAX).map(name).collect();
     let more = if objects.len() > LISTED_MAX { ", ..." } else { "" };
     format!("{}{more}", names.join(", "))

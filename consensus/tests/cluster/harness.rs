@@ -376,6 +376,9 @@ pub struct Link {
     /// Connections that were made through it.
     pub connections: Arc<AtomicUsize>,
     cut: watch::Sender<bool>,
+    /// Counts up to end the connections that there are.
+    broken: watch::Sender<u32>,
+    listening: tokio::task::AbortHandle,
 }
 
 impl Link {
@@ -383,11 +386,12 @@ impl Link {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let (address, cut) = (listener.local_addr().unwrap(), watch::Sender::new(false));
         let (state, connections) = (cut.subscribe(), Arc::<AtomicUsize>::default());
-        let count = Arc::clone(&connections);
-        tokio::spawn(async move {
+        let (count, broken) = (Arc::clone(&connections), watch::Sender::new(0));
+        let breaks = broken.clone();
+        let listening = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::SeqCst);
-                let state = state.clone();
+                let (state, mut broken) = (state.clone(), breaks.subscribe());
                 tokio::spawn(async move {
                     open(&state).await?;
                     let far = TcpStream::connect(target).await.ok()?;
@@ -395,6 +399,7 @@ impl Link {
                     tokio::select! {
                         _ = pump(near_in, far_out, state.clone()) => {}
                         _ = pump(far_in, near_out, state) => {}
+                        _ = broken.changed() => {}
                     }
                     Some(())
                 });
@@ -404,7 +409,19 @@ impl Link {
             address,
             connections,
             cut,
+            broken,
+            listening: listening.abort_handle(),
         }
+    }
+
+    /// Ends the connections that go through now. New ones can be made.
+    pub fn break_off(&self) {
+        self.broken.send_modify(|count| *count += 1);
+    }
+
+    /// From now on nobody listens: connections are refused. Those that are open stay.
+    pub fn close(&self) {
+        self.listening.abort();
     }
 
     pub fn cut(&self, cut: bool) {

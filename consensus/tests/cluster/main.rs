@@ -8,6 +8,7 @@ mod forwarding;
 mod harness;
 mod membership;
 mod partitions;
+mod vacancy;
 mod writers;
 
 use hanse_consensus::tls::Tls;

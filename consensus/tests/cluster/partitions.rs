@@ -189,3 +189,30 @@ async fn wait_for_number(cluster: &Cluster, writer: NodeId, number: i64) {
         assert!(start.elapsed() < SOON, "no write within {SOON:?}");
     }
 }
+
+#[tokio::test]
+async fn a_server_without_a_quorum_stops_at_once() {
+    let settings = Settings {
+        request_timeout: SOON * 4,
+        ..Settings::default()
+    };
+    let mut cluster = Cluster::start(3, false, settings).await;
+    let last = cluster.leader(TENANTS).await;
+    for other in (1..=3).filter(|id| *id != last) {
+        cluster.kill(other);
+    }
+    let process = &cluster.processes[&last];
+    let (store, supervisor) = (cluster.store(last, TENANTS), process.supervisor.clone());
+    let ended = process.run(|_| async move {
+        // Its caller gives up; the log still has it.
+        let tenant = access();
+        let write = store.txn(&tenant, put("k", "v"));
+        let given_up = tokio::time::timeout(Duration::from_millis(100), write).await;
+        assert!(given_up.is_err(), "acknowledged without a quorum");
+        tokio::time::timeout(SOON, supervisor.shut_down(SOON * 2)).await
+    });
+    assert!(
+        ended.await.unwrap().is_ok(),
+        "it waited for a write that nobody asks for"
+    );
+}
