@@ -13,8 +13,8 @@ use std::time::Duration;
 /// Timing and sizes. The defaults are for servers on one machine or in one city.
 ///
 /// Between regions, `election_min` must be ten round trips or more and `heartbeat` a third of it or less: for 80 ms, heartbeat
-/// 250 ms and elections 1500 to 3000 ms. After the leader dies, the others wait `election_max` plus a random time between
-/// `election_min` and `election_max` before one of them stands for election.
+/// 250 ms and elections 1500 to 3000 ms. After the leader falls silent, the others wait `election_max` plus a random time between
+/// `election_min` and `election_max` before one of them stands for election; one whose process is gone they need not wait for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// How often a leader tells its followers that it lives.
