@@ -10,6 +10,7 @@ pub mod intent;
 pub mod kinds;
 pub mod meta;
 pub mod name;
+pub mod ownership;
 pub mod placement;
 pub mod resources;
 pub mod status;

@@ -7,7 +7,7 @@
 //! - `authn`, `authz`: who asks, and whether he may; `directory`: teams and roles, kept at hand.
 //! - `oidc`: logins by identity providers.
 //! - `audit`: who did what, into the trail.
-//! - `kinds`, `apiserver`: the table of kinds, and the machinery around it.
+//! - `kinds`, `apiserver`: the table of kinds, and the machinery around it; `garbage`: objects go with their owners.
 //! - `proxy`: requests for other API servers; the outgoing request is built anew from what is allowed.
 //! - `ops`: health, version, metrics; `backup`: everything that the store holds, for administrators.
 //!
@@ -22,6 +22,7 @@ mod backup;
 mod body;
 mod directory;
 mod error;
+mod garbage;
 mod kinds;
 mod listen;
 mod meters;
@@ -93,6 +94,11 @@ impl Gateway {
             ca_sha256: parts.ca_sha256.clone(),
             directory: directory.clone(),
         };
+        let stop = parts.supervisor.shutdown_token().phase(Phase::Controllers);
+        let collector = garbage::run(backend.clone(), stop);
+        parts
+            .supervisor
+            .spawn(TaskKind::Controller, "garbage collector", collector);
         let inner = Inner {
             authenticator: Authenticator::new(
                 parts.objects.clone(),

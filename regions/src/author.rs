@@ -2,8 +2,8 @@
 //! and take away. What they note about the state of things is left out: it is the system's memory and nobody's doing.
 
 use hanse_api::kinds::{
-    ACCESS_KEYS, CLUSTER_ROLE_TEMPLATES, CLUSTERS, ENROLMENT_TOKENS, IDENTITIES, KindName, PROJECTS, REGIONS, TEAMS,
-    USERS, VIRTUAL_CLUSTER_INSTANCES,
+    ACCESS_KEYS, CLUSTER_ROLE_TEMPLATES, CLUSTERS, ENROLMENT_TOKENS, IDENTITIES, KindName, PROJECT_SECRETS, PROJECTS,
+    REGIONS, SHARED_SECRETS, TEAMS, USERS, VIRTUAL_CLUSTER_INSTANCES,
 };
 use hanse_runtime::clock::SharedClock;
 use hanse_runtime::rng::SharedRng;
@@ -18,8 +18,10 @@ const SEEN: &[KindName] = &[
     CLUSTERS,
     ENROLMENT_TOKENS,
     IDENTITIES,
+    PROJECT_SECRETS,
     PROJECTS,
     REGIONS,
+    SHARED_SECRETS,
     TEAMS,
     USERS,
     VIRTUAL_CLUSTER_INSTANCES,

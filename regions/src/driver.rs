@@ -13,13 +13,13 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use hanse_api::Timestamp;
 use hanse_runtime::backoff::Backoff;
 use hanse_runtime::clock::timeout;
+use hanse_runtime::queue::{Queue, STORM};
 use parking_lot::Mutex;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{StepError, chain};
 use crate::feed::SharedView;
-use crate::queue::{Queue, STORM};
 use crate::reconciler::{Plan, Progress, Reconciler, StepCtx};
 
 /// Every key is looked at again this often, whatever happened.

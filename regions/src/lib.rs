@@ -2,7 +2,7 @@
 //!
 //! - [`view`], [`feed`]: what a server knows of the council, fed by watches.
 //! - [`lease`], [`coordinator`]: one coordinator per region under a fenced lease.
-//! - [`reconciler`], [`queue`], [`driver`]: what a controller is, and what runs it.
+//! - [`reconciler`], [`driver`]: what a controller is, and what runs it.
 //! - [`controllers`]: the controllers, one file each.
 //! - [`reports`], [`observation`]: what agents observe, stored when it changes.
 //! - [`deliver`]: intents to agents. [`hosts`]: who may use which key space.
@@ -23,7 +23,6 @@ pub mod feed;
 pub mod hosts;
 pub mod lease;
 pub mod observation;
-pub mod queue;
 pub mod reconciler;
 pub mod reports;
 pub mod scope;

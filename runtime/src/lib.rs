@@ -1,4 +1,4 @@
-//! What every process of Hanse needs: clock, tasks, shutdown, configuration, telemetry, certificates, sealing.
+//! What every process of Hanse needs: clock, tasks, work queues, shutdown, configuration, telemetry, certificates, sealing.
 //!
 //! This crate knows no noun of the product. It is the only one that reads a clock, draws random numbers or spawns
 //! a task; everything above takes those as arguments, so that it can be tested with a made-up clock.
@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod meter;
 pub mod pki;
+pub mod queue;
 pub mod rng;
 pub mod seal;
 pub mod shutdown;

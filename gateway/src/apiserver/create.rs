@@ -2,7 +2,7 @@
 
 use super::apply::{self, Apply, Managed};
 use super::backend::{Backend, failed};
-use super::{Call, drop_nulls, fields, object};
+use super::{Call, drop_nulls, fields, object, owners};
 use crate::answer;
 use crate::body::Response;
 use crate::kinds::api_version;
@@ -23,8 +23,9 @@ const NAME_PREFIX: usize = 58;
 /// `POST` of a collection.
 pub(crate) async fn create(backend: &Backend, call: &Call<'_>, body: &[u8]) -> Result<Response, Box<Status>> {
     let shaper = call.shaper()?;
-    let (mut object, warnings) = fields::read(call, body)?;
+    let (mut object, mut warnings) = fields::read(call, body)?;
     drop_nulls(&mut object);
+    warnings.extend(object::deduplicate_owners(&mut object));
     check_type(call, &object)?;
     let made = insert(backend, call, object, None).await?;
     let response = answer::json(StatusCode::CREATED, &shaper.one(made, backend.clock.wall()));
@@ -201,6 +202,7 @@ async fn commit(
         Some(apply) => apply::enter(None, &mut object, &apply::made(call, apply, now)),
         None => apply::track(call, Managed::default(), None, &mut object, now)?,
     }
+    owners::admit(call.asker(backend), names, None, &object).await?;
     call.kind.admit_change(call.asker(backend), None, &object).await?;
     let guards = call.kind.admit_create(backend, &object).await?;
     let key = ObjectKey::new(names, call.namespace(), &name);

@@ -1,13 +1,16 @@
-//! Delete. An object with finalizers is marked and stays until they are gone.
+//! Delete. An object with finalizers is marked and stays until they are gone; what becomes of its dependents is said by one of
+//! them ([`hanse_api::ownership`]).
 
 use super::backend::{Backend, failed};
-use super::list::{Scope, collect, read};
+use super::list::{Scope, collect};
 use super::options::{ListOptions, resource_version};
-use super::{Call, conflict, object};
+use super::{Call, conflict, no_such, object};
 use crate::answer;
 use crate::body::Response;
+use crate::kinds::{Kind, api_version};
 use crate::proxy::path::RequestInfo;
-use hanse_api::status::{Reason, Status};
+use hanse_api::ownership::{Propagation, finalizers_for};
+use hanse_api::status::{Cause, Reason, Status};
 use hanse_state::objects::{ObjectError, ObjectKey, Op, Stored};
 use http::StatusCode;
 use serde::Deserialize;
@@ -16,25 +19,65 @@ use serde_json::{Value, json};
 /// Tries while others change the object or what it depends on.
 const TRIES: usize = 10;
 
-/// `DeleteOptions`, as far as they are acted on.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Options {
-    preconditions: Option<Preconditions>,
-    dry_run: Option<Vec<String>>,
+/// How an object is to be deleted.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Options {
+    /// Uid that it must have.
+    pub(crate) uid: Option<String>,
+    /// Revision that it must have, as it was given.
+    pub(crate) resource_version: Option<String>,
+    /// What becomes of its dependents; none: as its finalizers say.
+    pub(crate) policy: Option<Propagation>,
+    pub(crate) dry_run: bool,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Preconditions {
-    uid: Option<String>,
-    resource_version: Option<String>,
+/// One object, whoever wants it gone.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) kind: &'static dyn Kind,
+    pub(crate) namespace: &'a str,
+    pub(crate) name: &'a str,
+}
+
+impl<'a> Place<'a> {
+    fn of(call: &'a Call<'a>) -> Self {
+        Self {
+            kind: call.kind,
+            namespace: call.namespace(),
+            name: call.name(),
+        }
+    }
+
+    /// The object as stored and as clients see it; 404 when it is not there.
+    pub(crate) async fn read(&self, backend: &Backend) -> Result<(Stored, Value), Box<Status>> {
+        let missing = || no_such(self.kind, self.name);
+        let key = self.kind.key(self.namespace, self.name).ok_or_else(missing)?;
+        let stored = backend.objects.get(&key).await.map_err(|e| failed(&e))?;
+        let stored = stored.ok_or_else(missing)?;
+        let value = backend.present(self.kind, Backend::parse(&stored)?)?;
+        Ok((stored, value))
+    }
+
+    /// What is written for an object that stands at `stored`: a new content, or its end if nothing holds it any more.
+    pub(crate) fn op(&self, backend: &Backend, stored: &Stored, object: &Value) -> Result<Op, Box<Status>> {
+        let key = ObjectKey::new(self.kind.stored_as(), &stored.namespace, &stored.name);
+        let expected = stored.revision;
+        if object::is_terminating(object) && object::finalizers(object).is_empty() {
+            return Ok(Op::Delete { key, expected });
+        }
+        let mut form = object.clone();
+        form["apiVersion"] = api_version(self.kind.names()).into();
+        form["kind"] = self.kind.names().kind.into();
+        object::meta_mut(&mut form).remove("resourceVersion");
+        let value = backend.encode(self.kind, &form)?;
+        Ok(Op::Update { key, value, expected })
+    }
 }
 
 /// `DELETE` of one object.
 pub(crate) async fn delete(backend: &Backend, call: &Call<'_>, body: &[u8]) -> Result<Response, Box<Status>> {
     let options = options(call, body)?;
-    let (current, marked) = remove(backend, call, &options).await?;
+    let (current, marked) = remove(backend, Place::of(call), &options).await?;
     answer(backend, call, &current, marked)
 }
 
@@ -55,7 +98,7 @@ pub(crate) async fn collection(backend: &Backend, call: &Call<'_>, body: &[u8]) 
             ..call.info.clone()
         };
         let one = Call { info: &info, ..*call };
-        match remove(backend, &one, &options).await {
+        match remove(backend, Place::of(&one), &options).await {
             Ok(_) => {}
             Err(status) if status.reason == Reason::NotFound => {}
             Err(status) => return Err(status),
@@ -67,22 +110,23 @@ pub(crate) async fn collection(backend: &Backend, call: &Call<'_>, body: &[u8]) 
     ))
 }
 
-/// Deletes the named object, or marks it. Gives it as it was, and as it stays if finalizers hold it.
-async fn remove(backend: &Backend, call: &Call<'_>, options: &Options) -> Result<(Value, Option<Value>), Box<Status>> {
-    let dry_run = call.dry_run || options.dry_run.is_some();
+/// Deletes an object, or marks it. Gives it as it was, and as it stays if finalizers hold it.
+pub(crate) async fn remove(
+    backend: &Backend,
+    place: Place<'_>,
+    options: &Options,
+) -> Result<(Value, Option<Value>), Box<Status>> {
     for _ in 0..TRIES {
-        let (stored, current) = read(backend, call).await?;
-        check(call, options, &stored, &current)?;
-        if object::is_terminating(&current) && !object::finalizers(&current).is_empty() {
+        let (stored, current) = place.read(backend).await?;
+        check(place, options, &stored, &current)?;
+        let marked = marked(backend, &current, options.policy);
+        if marked.as_ref() == Some(&current) {
             // Asked for before; it goes when its finalizers are gone.
-            return Ok((current.clone(), Some(current)));
+            return Ok((current, marked));
         }
-        let mut guards = call.kind.admit_delete(backend, &stored, &current).await?;
-        let marked = marked(backend, &current);
-        let key = ObjectKey::new(call.kind.stored_as(), &stored.namespace, &stored.name);
-        let expected = stored.revision;
-        if dry_run {
-            // What a kind put up to decide is taken down again, and nothing else happens.
+        let mut guards = place.kind.admit_delete(backend, &stored, &current).await?;
+        if options.dry_run {
+            // Guards that were put up are taken down again, and nothing else happens.
             guards.retain(|op| matches!(op, Op::Delete { .. }));
             if !guards.is_empty() {
                 backend.objects.commit(guards).await.map_err(|e| failed(&e))?;
@@ -90,12 +134,11 @@ async fn remove(backend: &Backend, call: &Call<'_>, options: &Options) -> Result
             return Ok((current, marked));
         }
         let op = match &marked {
-            Some(marked) => Op::Update {
-                key,
-                value: backend.encode(call.kind, &stored_form(call, marked)?)?,
-                expected,
+            Some(marked) => place.op(backend, &stored, marked)?,
+            None => Op::Delete {
+                key: ObjectKey::new(place.kind.stored_as(), &stored.namespace, &stored.name),
+                expected: stored.revision,
             },
-            None => Op::Delete { key, expected },
         };
         let mut ops = vec![op];
         ops.append(&mut guards);
@@ -111,43 +154,102 @@ async fn remove(backend: &Backend, call: &Call<'_>, options: &Options) -> Result
             Err(error) => return Err(failed(&error)),
         }
     }
-    Err(conflict(call.kind, call.name()))
+    Err(conflict(place.kind, place.name))
 }
 
+/// `DeleteOptions`, as far as they are acted on.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Sent {
+    preconditions: Option<Preconditions>,
+    dry_run: Option<Vec<String>>,
+    propagation_policy: Option<String>,
+    orphan_dependents: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Preconditions {
+    uid: Option<String>,
+    resource_version: Option<String>,
+}
+
+/// From the body or, where there is none, from the query.
 fn options(call: &Call<'_>, body: &[u8]) -> Result<Options, Box<Status>> {
-    if body.iter().all(u8::is_ascii_whitespace) {
-        return Ok(Options::default());
-    }
     let bad = |why: String| Box::new(Status::new(Reason::BadRequest, why));
-    let value = super::negotiation::decode(call.headers, body)?;
-    let mut options =
-        Options::deserialize(value).map_err(|e| bad(format!("the delete options cannot be read: {e}")))?;
-    options.dry_run = options.dry_run.filter(|d| !d.is_empty());
-    match options.dry_run.iter().flatten().find(|d| *d != "All") {
-        Some(other) => Err(bad(format!(
-            "invalid dryRun {other:?}: the only supported value is \"All\""
-        ))),
-        None => Ok(options),
+    let sent = if body.iter().all(u8::is_ascii_whitespace) {
+        Sent {
+            propagation_policy: call.query.text("propagationPolicy").map(str::to_owned),
+            orphan_dependents: call.query.flag_if_given("orphanDependents"),
+            ..Sent::default()
+        }
+    } else {
+        let value = super::negotiation::decode(call.headers, body)?;
+        Sent::deserialize(value).map_err(|e| bad(format!("the delete options cannot be read: {e}")))?
+    };
+    let dry_runs = sent.dry_run.unwrap_or_default();
+    if let Some(other) = dry_runs.iter().find(|d| *d != "All") {
+        let message = format!("invalid dryRun {other:?}: the only supported value is \"All\"");
+        return Err(bad(message));
+    }
+    let Preconditions { uid, resource_version } = sent.preconditions.unwrap_or_default();
+    Ok(Options {
+        uid,
+        resource_version,
+        policy: policy(sent.propagation_policy.as_deref(), sent.orphan_dependents)?,
+        dry_run: call.dry_run || !dry_runs.is_empty(),
+    })
+}
+
+/// The policy, by its name or by the older flag.
+fn policy(named: Option<&str>, orphan: Option<bool>) -> Result<Option<Propagation>, Box<Status>> {
+    let fault = |reason: &str, message: String| {
+        let cause = Cause {
+            reason: reason.into(),
+            message,
+            field: "propagationPolicy".into(),
+        };
+        Err(Box::new(Status::invalid(
+            "meta.k8s.io",
+            "DeleteOptions",
+            "",
+            vec![cause],
+        )))
+    };
+    match (named, orphan) {
+        (Some(named), Some(_)) => fault(
+            "FieldValueInvalid",
+            format!("Invalid value: {named:?}: orphanDependents and deletionPropagation cannot be both set"),
+        ),
+        (Some(named), None) => match Propagation::parse(named) {
+            Some(policy) => Ok(Some(policy)),
+            None => fault(
+                "FieldValueNotSupported",
+                format!(
+                    "Unsupported value: {named:?}: supported values: \"Foreground\", \"Background\", \"Orphan\", \"nil\""
+                ),
+            ),
+        },
+        (None, Some(true)) => Ok(Some(Propagation::Orphan)),
+        (None, Some(false)) => Ok(Some(Propagation::Background)),
+        (None, None) => Ok(None),
     }
 }
 
-fn check(call: &Call<'_>, options: &Options, stored: &Stored, current: &Value) -> Result<(), Box<Status>> {
-    let Some(wanted) = &options.preconditions else {
-        return Ok(());
-    };
+fn check(place: Place<'_>, options: &Options, stored: &Stored, current: &Value) -> Result<(), Box<Status>> {
     let uid = object::meta_text(current, "uid");
     let wrong = |what: &str, want: &str, have: &str| {
-        let mut status = conflict(call.kind, call.name());
+        let mut status = conflict(place.kind, place.name);
         status.message = format!(
             "Operation cannot be fulfilled on {}.{} {:?}: the {what} in the precondition ({want}) does not match the {what} in \
              record ({have}). The object might have been deleted and then recreated",
-            call.kind.names().plural,
-            call.kind.names().group,
-            call.name()
+            place.kind.names().plural,
+            place.kind.names().group,
+            place.name
         );
         Err(status)
     };
-    match (&wanted.uid, &wanted.resource_version) {
+    match (&options.uid, &options.resource_version) {
         (Some(want), _) if want != uid => wrong("UID", want, uid),
         (_, Some(want)) if resource_version(want) != Some(stored.revision) => {
             wrong("ResourceVersion", want, &stored.revision.to_string())
@@ -156,23 +258,24 @@ fn check(call: &Call<'_>, options: &Options, stored: &Stored, current: &Value) -
     }
 }
 
-/// The object marked for deletion, if finalizers hold it.
-fn marked(backend: &Backend, current: &Value) -> Option<Value> {
-    if object::finalizers(current).is_empty() {
+/// The object marked for deletion, if finalizers hold it. One that is marked already may get another policy.
+fn marked(backend: &Backend, current: &Value, policy: Option<Propagation>) -> Option<Value> {
+    let had = object::finalizers(current);
+    let finalizers = finalizers_for(&had, policy);
+    if finalizers.is_empty() {
         return None;
     }
     let mut marked = current.clone();
-    let meta = object::meta_mut(&mut marked);
-    meta.insert("deletionTimestamp".into(), backend.clock.wall().to_string().into());
-    meta.insert("deletionGracePeriodSeconds".into(), 0.into());
-    object::bump_generation(&mut marked);
+    if finalizers != had {
+        object::meta_mut(&mut marked).insert("finalizers".into(), finalizers.into());
+    }
+    if !object::is_terminating(&marked) {
+        let meta = object::meta_mut(&mut marked);
+        meta.insert("deletionTimestamp".into(), backend.clock.wall().to_string().into());
+        meta.insert("deletionGracePeriodSeconds".into(), 0.into());
+        object::bump_generation(&mut marked);
+    }
     Some(marked)
-}
-
-fn stored_form(call: &Call<'_>, object: &Value) -> Result<Value, Box<Status>> {
-    let mut stored = call.shaper()?.typed(object.clone());
-    object::meta_mut(&mut stored).remove("resourceVersion");
-    Ok(stored)
 }
 
 fn answer(backend: &Backend, call: &Call<'_>, current: &Value, marked: Option<Value>) -> Result<Response, Box<Status>> {

@@ -3,7 +3,7 @@
 mod apply;
 pub(crate) mod backend;
 mod create;
-mod delete;
+pub(crate) mod delete;
 mod discovery;
 mod fields;
 pub(crate) mod keys;
@@ -12,6 +12,7 @@ mod negotiation;
 pub(crate) mod object;
 mod openapi;
 mod options;
+pub(crate) mod owners;
 mod patch;
 mod protobuf;
 pub(crate) mod schema;

@@ -4,6 +4,7 @@
 //! through this one. Typed access is for the rules of each kind.
 
 use hanse_api::Timestamp;
+use hanse_api::ownership::{self, FINALIZER_FOREGROUND, FINALIZER_ORPHAN};
 use hanse_api::status::Cause;
 use serde_json::{Map, Value, json};
 
@@ -219,7 +220,30 @@ pub(crate) fn meta_faults(object: &Value) -> Vec<Cause> {
             format!("Invalid value: must be a list of at most {MAX_FINALIZERS} names"),
         ));
     }
+    let has = |finalizer| finalizers(object).contains(&finalizer);
+    if has(FINALIZER_ORPHAN) && has(FINALIZER_FOREGROUND) {
+        faults.push(fault(
+            "metadata.finalizers".into(),
+            format!(
+                "Invalid value: {list}: finalizer {FINALIZER_ORPHAN} and {FINALIZER_FOREGROUND} cannot be both set"
+            ),
+        ));
+    }
+    faults.extend(ownership::faults(&meta["ownerReferences"]));
     faults
+}
+
+/// Keeps references to owners that are there twice once; gives what the caller is to be warned of, in Kubernetes' words.
+pub(crate) fn deduplicate_owners(object: &mut Value) -> Option<String> {
+    let references = object.pointer_mut("/metadata/ownerReferences")?.as_array_mut()?;
+    let twice = ownership::deduplicate(references);
+    (!twice.is_empty()).then(|| {
+        format!(
+            ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject \
+             such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+            twice.join(", ")
+        )
+    })
 }
 
 /// A fault when an object that is being deleted gets a new finalizer.

@@ -27,6 +27,8 @@ pub(crate) enum Node {
     Map(Box<Node>),
     /// These fields.
     Object(BTreeMap<String, Node>),
+    /// The same, but whoever sets one of them sets all.
+    Whole(Box<Node>),
     /// Items alike.
     List(Box<Node>, Order),
 }
@@ -196,7 +198,13 @@ pub(crate) fn compile(schema: &Value) -> Node {
     }
     match schema["type"].as_str() {
         Some("object") => match (schema["properties"].as_object(), schema.get("additionalProperties")) {
-            (Some(fields), _) => Node::Object(fields.iter().map(|(k, v)| (k.clone(), compile(v))).collect()),
+            (Some(fields), _) => {
+                let fields = Node::Object(fields.iter().map(|(k, v)| (k.clone(), compile(v))).collect());
+                match schema["x-kubernetes-map-type"].as_str() {
+                    Some("atomic") => Node::Whole(Box::new(fields)),
+                    _ => fields,
+                }
+            }
             (None, Some(inner)) => Node::Map(Box::new(compile(inner))),
             (None, None) => Node::Open,
         },
@@ -238,6 +246,7 @@ fn look(node: &Node, value: &Value, path: &str, found: &mut Vec<String>) {
         }
     };
     match (node, value) {
+        (Node::Whole(fields), value) => look(fields, value, path, found),
         (Node::Object(fields), Value::Object(map)) => {
             for (key, value) in map {
                 match fields.get(key) {
@@ -312,6 +321,7 @@ fn owner_references() -> Value {
         "x-kubernetes-list-map-keys": ["uid"],
         "items": {
             "type": "object",
+            "x-kubernetes-map-type": "atomic",
             "required": ["apiVersion", "kind", "name", "uid"],
             "properties": {
                 "apiVersion": { "type": "string" }, "kind": { "type": "string" }, "name": { "type": "string" },

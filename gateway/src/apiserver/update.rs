@@ -7,7 +7,7 @@ use super::list::read;
 use super::negotiation::content_type;
 use super::options::resource_version;
 use super::patch::Patch;
-use super::{Call, conflict, drop_nulls, fields, no_such, object, target};
+use super::{Call, conflict, drop_nulls, fields, no_such, object, owners, target};
 use crate::body::Response;
 use crate::{answer, authz};
 use hanse_api::Timestamp;
@@ -112,7 +112,8 @@ async fn change(
             (Err(status), _) => return Err(status),
         };
         let typed = shaper.typed(current.clone());
-        let (new, managed) = wanted.applied(call, &typed, now)?;
+        let (mut new, managed) = wanted.applied(call, &typed, now)?;
+        let twice = object::deduplicate_owners(&mut new);
         if matches!(wanted, Wanted::Patched(_)) {
             warnings = fields::patched(call, &typed, &new, warnings)?;
         }
@@ -121,6 +122,7 @@ async fn change(
         let mut merged = merged(call, &current, new)?;
         let old = stored_form(call, &current)?;
         if !call.status() {
+            owners::admit(call.asker(backend), call.kind.names(), Some(&old), &merged).await?;
             call.kind.admit_change(call.asker(backend), Some(&old), &merged).await?;
         }
         match managed {
@@ -137,6 +139,7 @@ async fn change(
         call.kind.decorate(backend, call.caller(), &mut items).await;
         let [written] = items;
         let response = answer::json(StatusCode::OK, &shaper.one(written, backend.clock.wall()));
+        warnings.extend(twice);
         return Ok(fields::warn(response, &warnings));
     }
     Err(conflict(call.kind, call.name()))

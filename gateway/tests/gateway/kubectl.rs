@@ -29,13 +29,13 @@ pub fn tool(name: &str) -> Option<PathBuf> {
     }
 }
 
-struct Kubectl {
+pub struct Kubectl {
     binary: PathBuf,
     home: tempfile::TempDir,
 }
 
 impl Kubectl {
-    fn new(world: &World, key: &str) -> Option<Self> {
+    pub fn new(world: &World, key: &str) -> Option<Self> {
         let Some(binary) = tool("kubectl") else {
             eprintln!("left out: there is no kubectl (HANSE_KUBE_TOOLS, the cache of the kube tools, PATH)");
             return None;
@@ -74,7 +74,7 @@ impl Kubectl {
     }
 
     /// Exit code 0 or not, and what was written to both outputs.
-    async fn run(&self, args: &[&str]) -> (bool, String) {
+    pub async fn run(&self, args: &[&str]) -> (bool, String) {
         let output = tokio::time::timeout(PATIENCE * 3, self.command(args).output())
             .await
             .expect("kubectl ends")
@@ -85,19 +85,19 @@ impl Kubectl {
         (output.status.success(), text)
     }
 
-    async fn good(&self, args: &[&str]) -> String {
+    pub async fn good(&self, args: &[&str]) -> String {
         let (good, text) = self.run(args).await;
         assert!(good, "kubectl {args:?}: {text}");
         text
     }
 
-    async fn bad(&self, args: &[&str]) -> String {
+    pub async fn bad(&self, args: &[&str]) -> String {
         let (good, text) = self.run(args).await;
         assert!(!good, "kubectl {args:?}: {text}");
         text
     }
 
-    fn file(&self, name: &str, text: &str) -> String {
+    pub fn file(&self, name: &str, text: &str) -> String {
         let path = self.home.path().join(name);
         std::fs::write(&path, text).unwrap();
         path.display().to_string()

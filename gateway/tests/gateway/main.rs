@@ -12,6 +12,7 @@ mod attacks;
 mod audit;
 mod backup;
 mod fields;
+mod garbage;
 mod kubectl;
 mod objects;
 mod oidc;

@@ -18,9 +18,9 @@ const APPLY: &str = "application/apply-patch+yaml";
 const JSON: &str = "application/json";
 
 /// A kube-apiserver on an etcd of its own; both end with the test.
-struct Oracle {
-    client: Client,
-    _children: Vec<Child>,
+pub struct Oracle {
+    pub client: Client,
+    children: Vec<Child>,
     home: tempfile::TempDir,
 }
 
@@ -30,7 +30,7 @@ fn free_port() -> u16 {
 }
 
 impl Oracle {
-    async fn start(schema: Value) -> Option<Self> {
+    pub async fn start(schema: Value) -> Option<Self> {
         let (Some(etcd), Some(server)) = (tool("etcd"), tool("kube-apiserver")) else {
             eprintln!("left out: there is no kube-apiserver (HANSE_KUBE_TOOLS, the cache of the kube tools, PATH)");
             return None;
@@ -89,13 +89,43 @@ impl Oracle {
         ];
         let addr: SocketAddr = ([127, 0, 0, 1], port).into();
         let client = Client::new(addr, pki.authority().cert_pem().to_owned(), Some("oracle".into()));
-        let oracle = Self {
-            client,
-            _children: children,
-            home,
-        };
+        let oracle = Self { client, children, home };
         oracle.serve(addr, schema).await;
         Some(oracle)
+    }
+
+    /// Starts the garbage collector of Kubernetes beside it.
+    pub fn collect(&mut self) -> Option<()> {
+        let manager = tool("kube-controller-manager")?;
+        let file = |name: &str| self.home.path().join(name).display().to_string();
+        let config = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: m\n\
+             clusters: [{{name: m, cluster: {{server: 'https://{}', certificate-authority: '{}'}}}}]\n\
+             users: [{{name: u, user: {{token: 'oracle'}}}}]\ncontexts: [{{name: m, context: {{cluster: m, user: u}}}}]\n",
+            self.client.addr,
+            file("ca.crt")
+        );
+        std::fs::write(file("ca.crt"), &self.client.ca_pem).unwrap();
+        std::fs::write(file("kubeconfig"), config).unwrap();
+        let log = std::fs::File::create(file("manager.log")).unwrap();
+        let mut command = Command::new(manager);
+        command.args([
+            &format!("--kubeconfig={}", file("kubeconfig")),
+            "--controllers=garbage-collector-controller",
+            "--leader-elect=false",
+            "--secure-port=0",
+        ]);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        self.children.push(command.kill_on_drop(true).spawn().unwrap());
+        Some(())
+    }
+
+    /// What the controller manager said.
+    pub fn manager_log(&self) -> String {
+        std::fs::read_to_string(self.home.path().join("manager.log")).unwrap_or_default()
     }
 
     /// Defines the kind and waits until it is served.
@@ -140,7 +170,7 @@ impl Oracle {
 }
 
 /// The schema that this gateway publishes, as a custom resource wants it.
-async fn schema_of(client: &Client) -> Value {
+pub async fn schema_of(client: &Client) -> Value {
     let path = "/kubernetes/management/openapi/v3/apis/management.loft.sh/v1";
     let document = client.get(path).await.good();
     let mut schema = document["components"]["schemas"]["sh.loft.management.v1.Project"].clone();
@@ -172,8 +202,22 @@ fn strip(value: &mut Value) {
             for key in ["uid", "resourceVersion", "creationTimestamp", "time"] {
                 map.remove(key);
             }
+            if map.contains_key("deletionTimestamp") {
+                map.insert("deletionTimestamp".into(), "then".into());
+            }
             // Lists of custom resources say that they do not go on, others leave it out.
             map.retain(|key, value| key != "continue" || value != "");
+            // Keys of items that are told apart by the uid of an object.
+            if map.keys().any(|key| key.starts_with(r#"k:{"uid""#)) {
+                let keys = std::mem::take(map).into_iter();
+                map.extend(keys.map(|(key, value)| match key.split_once("-") {
+                    Some((before, _)) if key.starts_with(r#"k:{"uid""#) => {
+                        let end = before.rfind('"').map_or(0, |at| at + 1);
+                        (format!("{}...", &key[..end]), value)
+                    }
+                    _ => (key, value),
+                }));
+            }
             map.values_mut().for_each(strip);
             // Ordered by seconds, which fall differently.
             if let Some(entries) = map.get_mut("managedFields").and_then(Value::as_array_mut) {
@@ -196,6 +240,23 @@ struct Pair {
     oracle: Oracle,
 }
 
+/// The text with `uid-of-NAME` replaced by the uid that `client` knows the project by.
+async fn with_uids(client: &Client, prefix: &str, text: String) -> String {
+    let mut done = String::new();
+    let mut rest = text.as_str();
+    while let Some((before, after)) = rest.split_once("uid-of-") {
+        let end = after.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(after.len());
+        let found = client
+            .get(&format!("{prefix}{PROJECTS}/{}", &after[..end]))
+            .await
+            .good();
+        done.push_str(before);
+        done.push_str(found["metadata"]["uid"].as_str().unwrap());
+        rest = &after[end..];
+    }
+    done + rest
+}
+
 impl Pair {
     async fn new(world: &World) -> Option<Self> {
         let ours = world.admin();
@@ -213,12 +274,11 @@ impl Pair {
         };
         let path = format!("{PROJECTS}{rest}");
         let ours = format!("/kubernetes/management{path}");
-        let ours = self
-            .ours
-            .send(self.ours.request(method, &ours, &headers, text.clone()))
-            .await;
+        let told = with_uids(&self.ours, "/kubernetes/management", text.clone()).await;
+        let ours = self.ours.send(self.ours.request(method, &ours, &headers, told)).await;
         let theirs = &self.oracle.client;
-        let theirs = theirs.send(theirs.request(method, &path, &headers, text)).await;
+        let told = with_uids(theirs, "", text).await;
+        let theirs = theirs.send(theirs.request(method, &path, &headers, told)).await;
         let (have, want) = (normal(&ours), normal(&theirs));
         assert_eq!(have, want, "{method} {rest} {body}\nours: {have:#}\ntheirs: {want:#}");
         ours.code.as_u16()
@@ -332,4 +392,102 @@ async fn fields_are_validated_as_kubernetes_does() {
     assert_eq!(refused, 422);
     let gone = "?labelSelector=none%3Dsuch";
     assert_eq!(pair.same("DELETE", gone, JSON, &json!("")).await, 200);
+}
+
+/// References to owners of a kind that nobody here collects for.
+fn owned(references: Value) -> Value {
+    let mut body = project("owned", json!({}));
+    body["metadata"]["ownerReferences"] = references;
+    body
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn owner_references_are_checked_as_kubernetes_does() {
+    let world = World::start().await;
+    let Some(pair) = Pair::new(&world).await else { return };
+    let good = json!({ "apiVersion": "apps/v1", "kind": "Deployment", "name": "d", "uid": "d-uid" });
+    let with = |key: &str, value: &str| {
+        let mut bad = good.clone();
+        bad[key] = value.into();
+        owned(json!([bad]))
+    };
+    for (key, value) in [
+        ("apiVersion", ""),
+        ("apiVersion", "a/b/c"),
+        ("kind", ""),
+        ("name", ""),
+        ("uid", ""),
+    ] {
+        let code = pair.same("POST", "?fieldManager=m", JSON, &with(key, value)).await;
+        assert_eq!(code, 422, "{key} {value}");
+    }
+    let event = json!([{ "apiVersion": "v1", "kind": "Event", "name": "e", "uid": "e-uid" }]);
+    assert_eq!(pair.same("POST", "?fieldManager=m", JSON, &owned(event)).await, 422);
+    let controls =
+        |name: &str| json!({ "apiVersion": "apps/v1", "kind": "X", "name": name, "uid": name, "controller": true });
+    let two = json!([controls("a"), controls("b")]);
+    assert_eq!(pair.same("POST", "?fieldManager=m", JSON, &owned(two)).await, 422);
+    // What is there twice is kept once, with a warning.
+    let twice = owned(json!([good, good]));
+    assert_eq!(pair.same("POST", "?fieldManager=m", JSON, &twice).await, 201);
+    let other = json!({ "metadata": { "ownerReferences": [controls("a"), good] } });
+    assert_eq!(pair.same("PATCH", "/owned?fieldManager=n", MERGE, &other).await, 200);
+    let none = json!({ "metadata": { "ownerReferences": [] } });
+    assert_eq!(pair.same("PATCH", "/owned?fieldManager=n", MERGE, &none).await, 200);
+    let both = json!({ "metadata": { "finalizers": ["orphan", "foregroundDeletion"] } });
+    assert_eq!(pair.same("PATCH", "/owned?fieldManager=n", MERGE, &both).await, 422);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn propagation_policies_become_finalizers_as_in_kubernetes() {
+    let world = World::start().await;
+    let Some(pair) = Pair::new(&world).await else { return };
+    let delete = |policy: Value| {
+        let mut options = json!({ "kind": "DeleteOptions", "apiVersion": "v1" });
+        for (key, value) in policy.as_object().unwrap() {
+            options[key] = value.clone();
+        }
+        options
+    };
+    let mut owner = project("owner", json!({}));
+    owner["metadata"]["finalizers"] = json!(["example.com/hold"]);
+    assert_eq!(pair.same("POST", "?fieldManager=m", JSON, &owner).await, 201);
+    for bad in [
+        json!({ "propagationPolicy": "Sideways" }),
+        json!({ "propagationPolicy": "Orphan", "orphanDependents": true }),
+    ] {
+        assert_eq!(pair.same("DELETE", "/owner", JSON, &delete(bad)).await, 422);
+    }
+    let dry = delete(json!({ "propagationPolicy": "Orphan", "dryRun": ["All"] }));
+    assert_eq!(pair.same("DELETE", "/owner", JSON, &dry).await, 200);
+    // A dependent that stays, so that its owner goes on waiting whether or not somebody collects.
+    let mut held = project("held", json!({}));
+    held["metadata"]["finalizers"] = json!(["example.com/hold"]);
+    held["metadata"]["ownerReferences"] = json!([{
+        "apiVersion": "management.loft.sh/v1", "kind": "Project", "name": "owner", "uid": "uid-of-owner",
+        "blockOwnerDeletion": true,
+    }]);
+    assert_eq!(pair.same("POST", "?fieldManager=m", JSON, &held).await, 201);
+    let foreground = delete(json!({ "propagationPolicy": "Foreground" }));
+    assert_eq!(pair.same("DELETE", "/owner", JSON, &foreground).await, 200);
+    assert_eq!(pair.same("DELETE", "/owner", JSON, &foreground).await, 200);
+    assert_eq!(pair.same("DELETE", "/owner", JSON, &delete(json!({}))).await, 200);
+    // Another policy while it waits.
+    let background = delete(json!({ "propagationPolicy": "Background" }));
+    assert_eq!(pair.same("DELETE", "/owner", JSON, &background).await, 200);
+    for (name, query) in [
+        ("a", "propagationPolicy=Orphan"),
+        ("b", "orphanDependents=true"),
+        ("c", "orphanDependents=false"),
+    ] {
+        assert_eq!(
+            pair.same("POST", "?fieldManager=m", JSON, &project(name, json!({})))
+                .await,
+            201
+        );
+        assert_eq!(
+            pair.same("DELETE", &format!("/{name}?{query}"), JSON, &json!("")).await,
+            200
+        );
+    }
 }

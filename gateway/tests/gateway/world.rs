@@ -185,6 +185,19 @@ impl World {
 
     /// Behind a listener whose address somebody had to know before.
     pub async fn at(listener: TcpListener, adapt: impl FnOnce(&mut GatewayParts)) -> Self {
+        Self::made(listener, adapt, async |_| {}).await
+    }
+
+    /// With a registry that holds something before the gateway begins.
+    pub async fn over(prepare: impl AsyncFnOnce(&Objects)) -> Self {
+        Self::made(TcpListener::bind("127.0.0.1:0").await.unwrap(), |_| {}, prepare).await
+    }
+
+    async fn made(
+        listener: TcpListener,
+        adapt: impl FnOnce(&mut GatewayParts),
+        prepare: impl AsyncFnOnce(&Objects),
+    ) -> Self {
         let (supervisor, clock, rng) = (Supervisor::default(), SystemClock::shared(), SystemRng::shared());
         let writer = LogWriter::start(Arc::new(MemoryEngine::new()), WriterOptions::default()).unwrap();
         let parts = LocalParts {
@@ -194,6 +207,7 @@ impl World {
             supervisor: supervisor.clone(),
         };
         let objects = Objects::new(LocalStore::open(GroupId(0), parts).unwrap());
+        prepare(&objects).await;
         let pki = TestPki::new(clock.wall()).unwrap();
         let spec = LeafSpec {
             ips: vec!["127.0.0.1".parse().unwrap()],
@@ -344,8 +358,8 @@ impl World {
 
 #[derive(Clone)]
 pub struct Client {
-    addr: SocketAddr,
-    ca_pem: String,
+    pub addr: SocketAddr,
+    pub ca_pem: String,
     pub token: Option<String>,
 }
 

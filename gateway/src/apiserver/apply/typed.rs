@@ -13,7 +13,7 @@ fn field<'a>(node: &'a Node, key: &str) -> (&'a Node, bool) {
     match node {
         Node::Object(fields) => fields.get(key).map_or((OPEN, false), |n| (n, true)),
         Node::Map(inner) => (inner, false),
-        Node::Open | Node::Leaf | Node::List(..) => (OPEN, false),
+        Node::Open | Node::Leaf | Node::List(..) | Node::Whole(_) => (OPEN, false),
     }
 }
 
@@ -62,6 +62,7 @@ pub(super) fn duplicate_item(node: &Node, value: &Value) -> Option<String> {
 pub(super) fn fields_of(node: &Node, value: &Value) -> Set {
     let mut set = Set::default();
     match value {
+        _ if is_leaf(node, value) => {}
         Value::Object(map) => {
             for (key, inner) in map {
                 let (below, named) = field(node, key);
@@ -94,7 +95,7 @@ fn put(set: &mut Set, element: Element, below: Set) {
 /// Whether a value has nothing below it that counts by itself.
 fn is_leaf(node: &Node, value: &Value) -> bool {
     match value {
-        Value::Object(_) => false,
+        Value::Object(_) => matches!(node, Node::Whole(_)),
         Value::Array(list) => items(node, list).is_none(),
         _ => true,
     }
@@ -192,6 +193,7 @@ fn step(node: &Node, element: &Element, old: Option<&Value>, new: Option<&Value>
 /// `over` laid over `live`: its values win, and what it does not speak of stays.
 pub(super) fn merge(node: &Node, live: &Value, over: &Value) -> Value {
     match (live, over) {
+        _ if matches!(node, Node::Whole(_)) => over.clone(),
         (Value::Object(live), Value::Object(over)) => {
             let mut merged = live.clone();
             for (key, value) in over {
@@ -375,6 +377,25 @@ mod tests {
             merged["parts"],
             json!([{ "type": "B" }, { "type": "A", "status": "9" }])
         );
+    }
+
+    /// As with references to owners.
+    #[test]
+    fn whoever_sets_a_part_of_a_whole_sets_all_of_it() {
+        let node = compile(
+            &json!({ "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["id"],
+            "items": { "type": "object", "x-kubernetes-map-type": "atomic", "properties": {
+                "id": { "type": "string" }, "size": { "type": "string" } } } }),
+        );
+        let (old, new) = (
+            json!([{ "id": "a", "size": "1", "more": "x" }]),
+            json!([{ "id": "a", "size": "2" }]),
+        );
+        assert_eq!(fields_of(&node, &old).encode(), json!({ "k:{\"id\":\"a\"}": {} }));
+        assert_eq!(merge(&node, &old, &new), new);
+        let found = compare(&node, &old, &new);
+        assert_eq!(found.modified.encode(), json!({ "k:{\"id\":\"a\"}": {} }));
+        assert!(found.added.is_empty() && found.removed.is_empty());
     }
 
     #[test]

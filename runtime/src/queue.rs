@@ -1,4 +1,4 @@
-//! The work queue of one controller, as a value: which key is due when, which runs, which failed how often.
+//! The work queue of a controller, as a value: which key is due when, which runs, which failed how often.
 //!
 //! Rules: a key is queued once, and the earliest time wins; a key never runs twice at the same time, a wake while it
 //! runs makes it run once more; at most `limit` keys run at once; among due keys the one that is due longest goes
