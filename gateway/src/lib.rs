@@ -92,6 +92,7 @@ impl Gateway {
             sealer: parts.sealer.clone(),
             cluster_status: Arc::clone(&parts.cluster_status),
             ca_sha256: parts.ca_sha256.clone(),
+            ca_pem: parts.ca_pem.clone(),
             directory: directory.clone(),
         };
         let stop = parts.supervisor.shutdown_token().phase(Phase::Controllers);

@@ -192,7 +192,8 @@ async fn management(
     let info = apiserver::info(&head.method, path, &query)?;
     let end = watch_end(&inner, &info, &identity, &principal)?;
     let audited;
-    let backend = if matches!(head.method, Method::GET | Method::HEAD) {
+    let reads = matches!(head.method, Method::GET | Method::HEAD);
+    let backend = if reads && !apiserver::makes_credentials(&info) {
         &inner.backend
     } else {
         audited = inner
@@ -205,6 +206,7 @@ async fn management(
         path,
         query: &query,
         headers: &head.headers,
+        uri: &head.uri,
         body,
         body_limit: inner.parts.limits.body,
         identity: &identity,

@@ -134,6 +134,8 @@ pub struct GatewayParts {
     pub supervisor: Supervisor,
     /// SHA-256 (hex) of the system's CA certificate; enrolment tokens pin it.
     pub ca_sha256: String,
+    /// The system's CA certificates, PEM; kubeconfigs hold them.
+    pub ca_pem: String,
     /// Identity providers by which people log in; none without.
     pub oidc: Option<Arc<Oidc>>,
     /// Bounds.

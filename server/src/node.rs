@@ -164,6 +164,12 @@ pub(crate) fn founders(config: &ServerConfig) -> BTreeMap<u64, Member> {
     config.members.iter().map(|m| (m.id, member(m))).collect()
 }
 
+/// SHA-256 (hex) of the authority's certificate.
+fn fingerprint(ca_pem: &str) -> Result<String, ServerError> {
+    let certs = load_certs(ca_pem).map_err(|error| ServerError::part("the authority", error))?;
+    Ok(certs.first().map(|der| sha256_hex(der)).unwrap_or_default())
+}
+
 async fn serve(
     config: &ServerConfig,
     machine: &Machine,
@@ -174,11 +180,6 @@ async fn serve(
     let part = |name| move |error: hanse_tunnel::TunnelError| ServerError::part(name, error);
     let credentials = || Credentials::from_pem(&secrets.cert_pem, &secrets.key_pem, &secrets.ca_pem);
     let objects = Objects::new(node.council()).by(author(&config.name, &machine.clock, &machine.rng));
-    let ca_sha256 = load_certs(&secrets.ca_pem)
-        .map_err(|error| ServerError::part("the authority", error))?
-        .first()
-        .map(|der| sha256_hex(der))
-        .unwrap_or_default();
     let signer = Arc::new(Signer::new(&credentials().map_err(part("the tunnel"))?).map_err(part("the tunnel"))?);
     let events = Arc::new(Events {
         etcd: counted_routes(machine, node),
@@ -209,7 +210,8 @@ async fn serve(
         backups: Arc::new(LiveBackups::new(node, engine, &machine.clock, &secrets.sealer)),
         metrics: machine.metrics.clone(),
         supervisor: machine.supervisor.clone(),
-        ca_sha256,
+        ca_sha256: fingerprint(&secrets.ca_pem)?,
+        ca_pem: secrets.ca_pem.clone(),
         oidc: identity_providers(config, machine, &secrets.sealer)?,
         limits: Limits::default(),
     });

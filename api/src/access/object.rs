@@ -86,6 +86,13 @@ impl ObjectAccess {
         }
     }
 
+    /// Users and teams whom an `access` list names.
+    pub fn named(access: Option<&Value>) -> (Vec<String>, Vec<String>) {
+        let entries: Vec<Entry> = read_all(access);
+        let (users, teams): (Vec<_>, Vec<_>) = entries.into_iter().map(|e| (e.users, e.teams)).unzip();
+        (users.concat(), teams.concat())
+    }
+
     /// An `owner` by itself.
     pub(super) fn owner_of(value: &Value) -> Owner {
         read(Some(value))

@@ -34,6 +34,8 @@ pub(crate) struct Backend {
     pub(crate) cluster_status: Arc<dyn ClusterStatus>,
     /// SHA-256 of the system's CA certificate, for enrolment tokens.
     pub(crate) ca_sha256: String,
+    /// The system's CA certificates, PEM, for those who are to come back.
+    pub(crate) ca_pem: String,
     /// Teams and roles.
     pub(crate) directory: Directory,
 }

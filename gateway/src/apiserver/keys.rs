@@ -21,7 +21,7 @@ use std::time::Duration;
 const TOKEN_LIFE: Duration = Duration::from_secs(3600);
 const TOKEN_LIFE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Longest life of an access key that may be asked for.
-const KEY_LIFE_MAX: i64 = 10 * 365 * 24 * 3600;
+pub(super) const KEY_LIFE_MAX: i64 = 10 * 365 * 24 * 3600;
 /// Objects read from the store at once.
 const SCAN_PAGE: i64 = 500;
 /// Most keys of one user that are listed.

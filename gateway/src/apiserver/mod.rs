@@ -3,11 +3,13 @@
 mod apply;
 pub(crate) mod backend;
 mod create;
+mod credentials;
 pub(crate) mod delete;
 mod discovery;
 mod fields;
 pub(crate) mod keys;
 mod list;
+mod members;
 mod negotiation;
 pub(crate) mod object;
 mod openapi;
@@ -38,8 +40,9 @@ use futures::future::BoxFuture;
 use hanse_api::access::{Principal, Target};
 use hanse_api::status::{Reason, Status};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Uri};
 use serde_json::Value;
+pub(crate) use special::makes_credentials;
 use table::{Include, Shaper};
 
 /// A request to the management API, after authentication.
@@ -49,6 +52,8 @@ pub(crate) struct ApiRequest<'a> {
     pub(crate) path: &'a str,
     pub(crate) query: &'a Query,
     pub(crate) headers: &'a HeaderMap,
+    /// As it came, with the authority that HTTP/2 has in it.
+    pub(crate) uri: &'a Uri,
     pub(crate) body: Body,
     /// Most bytes of the body.
     pub(crate) body_limit: usize,

@@ -2,21 +2,21 @@
 //! endpoints below objects.
 
 use super::backend::{Backend, failed};
+use super::credentials::{self, Tenant};
 use super::keys::{self, Way};
 use super::negotiation::{content_type, decode};
-use super::{ApiRequest, not_allowed, protobuf, target, unknown};
+use super::{ApiRequest, members, not_allowed, protobuf, target, unknown};
 use crate::authn::{Identity, effective};
 use crate::proxy::path::RequestInfo;
 use crate::{answer, authz, body};
 use hanse_api::access::{self, Action, Decision, GROUP_ADMINS, GROUP_TEAM_PREFIX, Principal, Target};
-use hanse_api::kinds::{CLUSTERS, LOFT_GROUP, PROJECTS, STORAGE_GROUP, USERS};
+use hanse_api::kinds::{CLUSTERS, LOFT_GROUP, PROJECTS, STORAGE_GROUP, USERS, VIRTUAL_CLUSTER_INSTANCES};
 use hanse_api::name::{PROJECT_NAMESPACE_PREFIX, check_subdomain};
 use hanse_api::resources::{EntityInfo, Project, User};
 use hanse_api::status::{Reason, Status};
 use hanse_state::objects::{ObjectKey, Page};
-use http::StatusCode;
+use http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
 
 /// A resource without objects, for discovery.
 #[derive(Clone, Copy, Debug)]
@@ -106,12 +106,23 @@ pub(crate) fn is_special(info: &RequestInfo) -> bool {
     let below = below
         && matches!(
             (info.resource.as_str(), info.subresource.as_str()),
-            ("projects", "clusters" | "templates" | "members") | ("clusters", "enrolmenttoken")
+            ("projects", "clusters" | "templates" | "members")
+                | ("clusters", "enrolmenttoken" | "accesskey" | "agentconfig" | "members")
+                | ("virtualclusterinstances", "accesskey" | "kubeconfig")
         );
     // Keys are made here and looked at as other objects.
     let makes_key =
         (info.group.as_str(), info.resource.as_str(), info.verb.as_str()) == (STORAGE_GROUP, "accesskeys", "create");
     below || makes_key || find(info).is_some()
+}
+
+/// Whether a request that looks like a read makes credentials: it is one that changes something, for the audit.
+pub(crate) fn makes_credentials(info: &RequestInfo) -> bool {
+    info.group == LOFT_GROUP
+        && matches!(
+            (info.resource.as_str(), info.subresource.as_str()),
+            ("clusters" | "virtualclusterinstances", "accesskey")
+        )
 }
 
 /// Answers it.
@@ -120,10 +131,17 @@ pub(crate) async fn serve(
     info: &RequestInfo,
     request: ApiRequest<'_>,
 ) -> Result<body::Response, Box<Status>> {
-    if !info.namespace.is_empty() || (find(info).is_some() && !info.subresource.is_empty()) {
+    let of_tenant = info.resource == VIRTUAL_CLUSTER_INSTANCES.plural;
+    if info.namespace.is_empty() == of_tenant || (find(info).is_some() && !info.subresource.is_empty()) {
         return Err(unknown());
     }
+    if of_tenant {
+        return of_tenant_cluster(backend, info, request).await;
+    }
     authz::authorize(backend, request.principal, &[info.verb.as_str()], &target(info)).await?;
+    if request.method == Method::HEAD && makes_credentials(info) {
+        return Err(not_allowed());
+    }
     if find(info).is_some_and(|s| !s.verbs.contains(&info.verb.as_str())) {
         return Err(not_allowed());
     }
@@ -132,6 +150,7 @@ pub(crate) async fn serve(
         identity,
         principal,
         body_limit,
+        uri,
         ..
     } = request;
     let body = body::read(headers, request.body, body_limit).await?;
@@ -172,13 +191,58 @@ pub(crate) async fn serve(
         ("ownedaccesskeys", _, "get") => ok(keys::get_key(backend, principal, &info.name).await?),
         ("ownedaccesskeys", _, "list") => ok(keys::list_keys(backend, principal).await?),
         ("ownedaccesskeys", _, "delete") => ok(keys::delete_key(backend, principal, &info.name).await?),
-        ("projects", "clusters", "get") => ok(project_clusters(backend, &info.name).await?),
-        ("projects", "members", "get") => ok(project_members(backend, &info.name).await?),
-        ("projects", "templates", "get") => ok(json!({
-            "kind": "ProjectTemplates", "apiVersion": "management.loft.sh/v1", "metadata": { "name": info.name },
+        ("projects" | "clusters", _, "get") => ok(part(backend, info, (headers, uri)).await?),
+        ("clusters", "enrolmenttoken", "create") => created(keys::enrolment(backend, &info.name, &value()?).await?),
+        _ => Err(not_allowed()),
+    }
+}
+
+/// A part of a project or a connected cluster.
+async fn part(backend: &Backend, info: &RequestInfo, from: (&HeaderMap, &Uri)) -> Result<Value, Box<Status>> {
+    let name = info.name.as_str();
+    let address = || credentials::address(from.0, from.1);
+    match (info.resource.as_str(), info.subresource.as_str()) {
+        ("projects", "clusters") => project_clusters(backend, name).await,
+        ("projects", "members") => members::of_project(backend, name).await,
+        ("projects", "templates") => Ok(json!({
+            "kind": "ProjectTemplates", "apiVersion": "management.loft.sh/v1", "metadata": { "name": name },
             "virtualClusterTemplates": [], "spaceTemplates": [],
         })),
-        ("clusters", "enrolmenttoken", "create") => created(keys::enrolment(backend, &info.name, &value()?).await?),
+        ("clusters", "members") => members::of_cluster(backend, name).await,
+        ("clusters", "accesskey") => credentials::cluster_key(backend, name, &address()?).await,
+        ("clusters", "agentconfig") => credentials::agent_config(backend, name, &address()?).await,
+        _ => Err(not_allowed()),
+    }
+}
+
+/// Credentials for a tenant cluster. A kubeconfig is for whoever may enter it; a key for its programs for whoever may get that.
+async fn of_tenant_cluster(
+    backend: &Backend,
+    info: &RequestInfo,
+    request: ApiRequest<'_>,
+) -> Result<body::Response, Box<Status>> {
+    let tenant = Tenant::new(&info.namespace, &info.name)?;
+    let is_key = info.subresource == "accesskey";
+    if is_key {
+        authz::authorize(backend, request.principal, &["get"], &target(info)).await?;
+    }
+    tenant.admit(backend, request.principal).await?;
+    match (is_key, request.method) {
+        (true, &Method::GET) => {
+            let made = credentials::instance_key(backend, request.principal, tenant).await?;
+            Ok(answer::json(StatusCode::OK, &made))
+        }
+        (false, &Method::POST) => {
+            let body = body::read(request.headers, request.body, request.body_limit).await?;
+            let wanted = if body.is_empty() {
+                json!({})
+            } else {
+                decode(request.headers, &body)?
+            };
+            let address = credentials::address(request.headers, request.uri)?;
+            let made = credentials::kubeconfig(backend, request.principal, tenant, &address, &wanted).await?;
+            Ok(answer::json(StatusCode::CREATED, &made))
+        }
         _ => Err(not_allowed()),
     }
 }
@@ -228,45 +292,6 @@ async fn selves(backend: &Backend, identity: &Identity, principal: &Principal) -
     }
     Ok(json!({
         "kind": "Self", "apiVersion": "management.loft.sh/v1", "metadata": {}, "spec": {}, "status": status,
-    }))
-}
-
-/// Members as a project names them, and its owner; administrators of the whole are not among them.
-async fn project_members(backend: &Backend, name: &str) -> Result<Value, Box<Status>> {
-    let project: Project = typed(backend, &PROJECTS, name).await?;
-    let directory = backend.directory.snapshot().await?;
-    let owner = |kind: &str| {
-        project
-            .spec
-            .other
-            .get("owner")
-            .and_then(|o| o[kind].as_str())
-            .unwrap_or_default()
-    };
-    let named = |kind: &str, owner: &str| {
-        let members = project
-            .spec
-            .members
-            .iter()
-            .filter(|m| m.kind == kind)
-            .map(|m| m.name.clone());
-        let owner = Some(owner.to_owned()).filter(|o| !o.is_empty());
-        members.chain(owner).collect::<BTreeSet<String>>()
-    };
-    let mut users = Vec::new();
-    for user in named("User", owner("user")) {
-        let found = typed::<User>(backend, &USERS, &user).await;
-        let spec = found.map(|u| u.spec).unwrap_or_default();
-        let (display_name, username) = (spec.display_name, spec.username);
-        users.push(json!({ "info": EntityInfo { name: user, display_name, username } }));
-    }
-    let teams: Vec<Value> = named("Team", owner("team"))
-        .iter()
-        .map(|team| json!({ "info": directory.entity(team) }))
-        .collect();
-    Ok(json!({
-        "kind": "ProjectMembers", "apiVersion": "management.loft.sh/v1", "metadata": { "name": name },
-        "users": users, "teams": teams,
     }))
 }
 

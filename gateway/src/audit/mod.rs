@@ -173,7 +173,9 @@ pub(crate) fn is_sensitive(info: &RequestInfo) -> bool {
     info.is_resource
         && match (info.group.as_str(), info.resource.as_str(), info.subresource.as_str()) {
             ("", "pods", "exec" | "attach" | "portforward") | ("", "serviceaccounts", "token") => true,
-            ("", "secrets", _) | (LOFT_GROUP, "projectsecrets" | "sharedsecrets", _) => reads,
+            (LOFT_GROUP, "virtualclusterinstances", "accesskey" | "kubeconfig")
+            | (LOFT_GROUP, "clusters", "accesskey") => true,
+            ("", "secrets", _) | (LOFT_GROUP, "projectsecrets" | "sharedsecrets" | "ownedaccesskeys", _) => reads,
             _ => false,
         }
 }
@@ -262,6 +264,16 @@ mod tests {
             ("POST", "/api/v1/namespaces/a/serviceaccounts/s/token"),
             ("GET", "/apis/management.loft.sh/v1/namespaces/p-a/projectsecrets/s"),
             ("GET", "/apis/management.loft.sh/v1/sharedsecrets"),
+            ("GET", "/apis/management.loft.sh/v1/ownedaccesskeys"),
+            ("GET", "/apis/management.loft.sh/v1/clusters/eu/accesskey"),
+            (
+                "GET",
+                "/apis/management.loft.sh/v1/namespaces/p-a/virtualclusterinstances/v/accesskey",
+            ),
+            (
+                "POST",
+                "/apis/management.loft.sh/v1/namespaces/p-a/virtualclusterinstances/v/kubeconfig",
+            ),
         ] {
             assert!(sensitive(method, path), "{method} {path}");
         }
@@ -269,6 +281,8 @@ mod tests {
             ("GET", "/api/v1/namespaces/a/pods/x/log"),
             ("POST", "/api/v1/namespaces/a/secrets"),
             ("PUT", "/apis/management.loft.sh/v1/namespaces/p-a/projectsecrets/s"),
+            ("POST", "/apis/management.loft.sh/v1/ownedaccesskeys"),
+            ("GET", "/apis/management.loft.sh/v1/clusters/eu/agentconfig"),
             ("GET", "/apis/x.io/v1/secrets"),
             ("GET", "/version"),
         ] {

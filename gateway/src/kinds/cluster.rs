@@ -23,11 +23,16 @@ impl Kind for Clusters {
     }
 
     fn subresources(&self) -> &'static [Subresource] {
-        &[Subresource {
-            name: "enrolmenttoken",
-            kind: "EnrolmentToken",
-            verbs: &["create"],
-        }]
+        const fn sub(name: &'static str, kind: &'static str, verbs: &'static [&'static str]) -> Subresource {
+            Subresource { name, kind, verbs }
+        }
+        const SUBRESOURCES: &[Subresource] = &[
+            sub("accesskey", "ClusterAccessKey", &["get"]),
+            sub("agentconfig", "ClusterAgentConfig", &["get"]),
+            sub("enrolmenttoken", "EnrolmentToken", &["create"]),
+            sub("members", "ClusterMembers", &["get"]),
+        ];
+        SUBRESOURCES
     }
 
     fn schemas(&self) -> Parts {

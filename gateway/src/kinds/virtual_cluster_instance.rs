@@ -34,7 +34,18 @@ impl Kind for VirtualClusterInstances {
     }
 
     fn subresources(&self) -> &'static [Subresource] {
-        &[]
+        &[
+            Subresource {
+                name: "accesskey",
+                kind: "VirtualClusterAccessKey",
+                verbs: &["get"],
+            },
+            Subresource {
+                name: "kubeconfig",
+                kind: "VirtualClusterInstanceKubeConfig",
+                verbs: &["create"],
+            },
+        ]
     }
 
     fn project<'a>(&self, namespace: &'a str, _name: &'a str) -> Option<&'a str> {

@@ -11,6 +11,7 @@ mod access;
 mod attacks;
 mod audit;
 mod backup;
+mod credentials;
 mod fields;
 mod garbage;
 mod kubectl;

@@ -241,6 +241,7 @@ impl World {
             metrics: Metrics::default(),
             supervisor: supervisor.clone(),
             ca_sha256: "c".repeat(64),
+            ca_pem: ca_pem.clone(),
             oidc: None,
             limits: Limits::default(),
         };
