@@ -79,6 +79,8 @@ pub const STORAGE_ACCESS_KEYS: KindName = KindName {
 pub const AUDIT_EVENTS: KindName = loft("Event", "events", false);
 /// Where the chain of the audit trail begins and ends.
 pub const AUDIT_CHAINS: KindName = hanse("AuditChain", "auditchains", false);
+/// How much of the audit trail each of its sinks was given.
+pub const AUDIT_SINKS: KindName = hanse("AuditSink", "auditsinks", false);
 /// Regions.
 pub const REGIONS: KindName = hanse("Region", "regions", false);
 /// Servers.

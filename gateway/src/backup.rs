@@ -53,7 +53,7 @@ pub(crate) async fn serve(
     let query = query.map_err(|fault| Box::new(Status::new(Reason::BadRequest, fault)))?;
     let of = wanted(&inner, &query).await?;
     let place = inner.place()?;
-    inner.recorder.record(facts.begun(inner.parts.clock.wall())).await?;
+    inner.begin_audited(facts).await?;
     let limit = inner.parts.limits.request;
     let begun = timeout(inner.parts.clock.as_ref(), limit, inner.parts.backups.take(of.clone())).await;
     let begun = begun.map_err(|_| Box::new(Status::new(Reason::Timeout, "the backup did not begin in time")))?;

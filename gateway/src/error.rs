@@ -16,6 +16,14 @@ pub enum GatewayError {
         /// What is wrong.
         fault: String,
     },
+    /// A sink of the audit trail cannot be used as it is described.
+    #[error("the audit sink {name:?} (section [[audit.sink]]): {fault}")]
+    AuditSink {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        fault: String,
+    },
     /// No more connections can be accepted.
     #[error("the gateway's listener failed")]
     Listener(#[source] io::Error),
@@ -25,7 +33,7 @@ impl GatewayError {
     /// Whether the same may succeed later without a change of configuration.
     pub const fn retryable(&self) -> bool {
         match self {
-            Self::Certificate(_) | Self::IdentityProvider { .. } => false,
+            Self::Certificate(_) | Self::IdentityProvider { .. } | Self::AuditSink { .. } => false,
             Self::Listener(_) => true,
         }
     }

@@ -4,11 +4,13 @@
 //! - [`listen`]: TLS, HTTP/1.1 and HTTP/2 on one port, limits, drain.
 //! - `middleware`: what every request goes through, in one order.
 //! - `router`: from a path to the part that answers.
+//! - `throttle`: logins that fail.
 //! - `authn`, `authz`: who asks, and whether he may; `directory`: teams and roles, kept at hand.
 //! - `oidc`: logins by identity providers.
 //! - `audit`: who did what, into the trail.
 //! - `kinds`, `apiserver`: the table of kinds, and the machinery around it; `garbage`: objects go with their owners.
 //! - `proxy`: requests for other API servers; the outgoing request is built anew from what is allowed.
+//! - `https`: requests to others.
 //! - `ops`: health, version, metrics; `backup`: everything that the store holds, for administrators.
 //!
 //! Nothing here is remembered between requests but counters: any server answers any request.
@@ -23,6 +25,7 @@ mod body;
 mod directory;
 mod error;
 mod garbage;
+mod https;
 mod kinds;
 mod listen;
 mod meters;
@@ -34,24 +37,32 @@ mod proxy;
 mod query;
 mod rights;
 mod router;
+mod throttle;
 
+pub use audit::policy::{AuditLevel, AuditPolicy, AuditResources, AuditRule, AuditStage, AuditTarget};
+pub use audit::settings::{AuditKept, AuditSettings, AuditSink, FileSink, SyslogSink, WebhookSink};
+pub use audit::sinks::{AuditSinkFiles, AuditSinks};
 pub use authn::{ACCESS_KEY_PREFIX, ENROLMENT_TOKEN_PREFIX, access_key, enrolment_token};
 pub use error::GatewayError;
 pub use listen::tls_config;
 pub use oidc::{Oidc, OidcFiles, OidcIssuer};
-pub use parts::{AuditKept, BackupOf, BackupStream, Backups, ClusterStatus, GatewayParts, Limits};
+pub use parts::{BackupOf, BackupStream, Backups, ClusterStatus, GatewayParts, Limits};
+pub use throttle::{LoginLimits, Rate};
 
 use apiserver::backend::Backend;
 use audit::recorder::Recorder;
-use audit::retention;
+use audit::{retention, sinks};
 use authn::Authenticator;
 use authn::revocation::{Changes, watch_rights};
 use directory::Directory;
+use hanse_api::status::Status;
 use hanse_runtime::shutdown::{Phase, Shutdown};
 use hanse_runtime::supervisor::TaskKind;
 use meters::Meters;
+use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
+use throttle::Throttle;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -77,6 +88,7 @@ pub(crate) struct Inner {
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) meters: Meters,
     pub(crate) recorder: Recorder,
+    pub(crate) throttle: Mutex<Throttle>,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -113,6 +125,7 @@ impl Gateway {
             meters: Meters::new(&parts.metrics),
             shutdown: parts.supervisor.shutdown_token(),
             recorder: audited(&parts),
+            throttle: Mutex::new(Throttle::new(parts.limits.logins)),
             backend,
             parts,
         };
@@ -130,20 +143,34 @@ fn audited(parts: &GatewayParts) -> Recorder {
     let GatewayParts {
         objects,
         clock,
+        rng,
+        metrics,
         supervisor,
         limits,
+        audit_sinks,
         ..
     } = parts;
-    let (recorder, writing) = Recorder::new(objects.clone(), clock.clone(), &parts.metrics);
+    let (recorder, writing) = Recorder::new(objects.clone(), clock.clone(), metrics);
+    let shutdown = supervisor.shutdown_token();
     // The phase after requests have ended, and before the store goes.
-    let stop = supervisor.shutdown_token().phase(Phase::Controllers);
+    let stop = shutdown.phase(Phase::Controllers);
     supervisor.spawn(TaskKind::Controller, "audit", writing.run(stop.clone()));
-    let trim = retention::run(objects.clone(), clock.clone(), limits.audit.clone(), stop);
+    let names = audit_sinks.names();
+    let trim = retention::run(objects.clone(), clock.clone(), limits.audit.clone(), names, stop);
     supervisor.spawn(TaskKind::Controller, "audit retention", trim);
+    sinks::start(audit_sinks, objects, (clock, rng), metrics, supervisor, &shutdown);
     recorder
 }
 
 impl Inner {
+    /// Brings a request that is about to be let in into the trail, unless a rule wants nothing of it there.
+    pub(crate) async fn begin_audited(&self, facts: &audit::Facts) -> Result<(), Box<Status>> {
+        match facts.begun(&self.parts.audit_policy, self.parts.clock.wall()) {
+            Some(event) => self.recorder.record(event).await,
+            None => Ok(()),
+        }
+    }
+
     /// Whether the server is about to stop.
     pub(crate) fn draining(&self) -> bool {
         self.shutdown.is_cancelled()

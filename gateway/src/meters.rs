@@ -23,6 +23,11 @@ struct Routed {
     route: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Throttled {
+    of: &'static str,
+}
+
 /// Counters, gauges and histograms.
 pub(crate) struct Meters {
     requests: Family<Answered, Counter>,
@@ -32,6 +37,8 @@ pub(crate) struct Meters {
     pub(crate) connections: Gauge,
     pub(crate) panics: Counter,
     pub(crate) refused: Counter,
+    logins_failed: Counter,
+    logins_throttled: Family<Throttled, Counter>,
 }
 
 impl Meters {
@@ -44,6 +51,8 @@ impl Meters {
             connections: Gauge::default(),
             panics: Counter::default(),
             refused: Counter::default(),
+            logins_failed: Counter::default(),
+            logins_throttled: Family::default(),
         };
         metrics.register("gateway", |r| {
             r.register("requests", "Requests answered", meters.requests.clone());
@@ -65,8 +74,22 @@ impl Meters {
             r.register("connections", "Open connections", meters.connections.clone());
             r.register("panics", "Requests that ended in a panic", meters.panics.clone());
             r.register("refused", "Requests refused because of a limit", meters.refused.clone());
+            let failed = "Credentials that did not hold, and logins that were refused";
+            r.register("logins_failed", failed, meters.logins_failed.clone());
+            let throttled = "Failed logins and steps of logins that were too many, by what they were counted by";
+            r.register("logins_throttled", throttled, meters.logins_throttled.clone());
         });
         meters
+    }
+
+    /// Counts a login that failed.
+    pub(crate) fn login_failed(&self) {
+        self.logins_failed.inc();
+    }
+
+    /// Counts one too many of an `address`, an `account` or its `steps`.
+    pub(crate) fn throttled(&self, of: &'static str) {
+        self.logins_throttled.get_or_create(&Throttled { of }).inc();
     }
 
     /// Counts an answer.

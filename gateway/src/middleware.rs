@@ -10,10 +10,11 @@
 //! 8. Impersonation: who the request runs as.
 //! 9. The route, with its own authorization; short requests with a deadline.
 
+use crate::apiserver::backend::Backend;
 use crate::apiserver::{self, ApiRequest, EndOf};
 use crate::audit::{self, Facts};
-use crate::authn::{Identity, impersonate};
-use crate::body::{Body, Response};
+use crate::authn::{Authenticator, Identity, impersonate};
+use crate::body::{self, Body, Response};
 use crate::meters::Counted;
 use crate::oidc::{self, Oidc, Place};
 use crate::proxy::path::RequestInfo;
@@ -21,13 +22,14 @@ use crate::proxy::{self, Proxied, Upstream};
 use crate::query::Query;
 use crate::rights::{Ending, OwnedTarget, Right};
 use crate::router::{Probe, Route, route};
-use crate::{Inner, answer, authz, backup, ops};
+use crate::throttle::TooMany;
+use crate::{GatewayParts, Inner, answer, authz, backup, ops};
 use futures::FutureExt;
 use hanse_api::access::{Principal, Target};
 use hanse_api::status::{Reason, Status};
 use hanse_runtime::clock::timeout;
 use http::header::{CONNECTION, HeaderValue};
-use http::{Method, Request, Version};
+use http::{HeaderMap, Method, Request, Version};
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -40,10 +42,11 @@ pub(crate) async fn handle(inner: Arc<Inner>, request: Request<Body>, client: Ip
     let route = route(request.uri().path());
     let label = route.label();
     let (started, _counted) = (inner.parts.clock.mono(), Counted::new(&inner.meters.in_flight));
+    let public = route.is_public();
     let login = matches!(route, Route::Login(_));
     let work = admit(Arc::clone(&inner), request, route, Arc::clone(&facts));
     let outcome = AssertUnwindSafe(work).catch_unwind().await;
-    let mut response = match outcome {
+    let response = match outcome {
         Ok(Ok(response)) => {
             // A refused login is a page for people.
             if login && matches!(response.status().as_u16(), 401 | 403) {
@@ -67,6 +70,11 @@ pub(crate) async fn handle(inner: Arc<Inner>, request: Request<Body>, client: Ip
             ))
         }
     };
+    let mut response = if public {
+        response
+    } else {
+        answered(&inner, &facts, response).await
+    };
     if let Ok(value) = HeaderValue::from_str(&facts.id) {
         response.headers_mut().insert(proxy::AUDIT_ID, value);
     }
@@ -84,8 +92,60 @@ pub(crate) async fn handle(inner: Arc<Inner>, request: Request<Body>, client: Ip
 }
 
 fn denied(inner: &Inner, facts: &Facts, code: u16, why: &str) {
-    if let Some(denial) = facts.denied(code, why, inner.parts.clock.wall()) {
+    if let Some(denial) = facts.denied(&inner.parts.audit_policy, code, why, inner.parts.clock.wall()) {
         inner.recorder.denied(denial);
+    }
+}
+
+/// What somebody is told whose credentials do not hold: of too many such, that they are too many. Those leave no event of their
+/// own; the next one that does says how many there were.
+fn failed_login(inner: &Inner, headers: &HeaderMap, facts: &Facts, status: Box<Status>) -> Box<Status> {
+    let account = Authenticator::shown(headers).filter(|_| status.code == 401);
+    match account.map(|account| count_failure(inner, facts, account.as_deref())) {
+        Some(Err(too_many)) => too_many,
+        Some(Ok(())) | None => status,
+    }
+}
+
+fn count_failure(inner: &Inner, facts: &Facts, account: Option<&str>) -> Result<(), Box<Status>> {
+    inner.meters.login_failed();
+    let now = inner.parts.clock.mono();
+    let counted = inner.throttle.lock().failed(facts.source, account, now);
+    counted
+        .map(|times| facts.failed(times))
+        .map_err(|too_many| throttled(inner, too_many))
+}
+
+fn throttled(inner: &Inner, too_many: TooMany) -> Box<Status> {
+    inner.meters.throttled(too_many.of);
+    let message = match too_many.of {
+        "steps" => "too many steps of logins from this address; wait a little",
+        _ => "too many logins have failed; check the credentials, and wait before you try others",
+    };
+    // Up, so that who waits that long is let in.
+    let seconds = u32::try_from(too_many.wait.as_secs())
+        .unwrap_or(u32::MAX)
+        .saturating_add(1);
+    Box::new(Status::new(Reason::TooManyRequests, message).retry_after(seconds))
+}
+
+/// Brings into the trail that a request was answered, where a rule wants that. Denials are there already.
+async fn answered(inner: &Inner, facts: &Facts, response: Response) -> Response {
+    let (policy, code) = (&inner.parts.audit_policy, response.status().as_u16());
+    if policy.is_empty() || matches!(code, 401 | 403) {
+        return response;
+    }
+    let Some(event) = facts.answered(policy, code, inner.parts.clock.wall()) else {
+        return response;
+    };
+    if !matches!(facts.method, Method::GET | Method::HEAD) {
+        // What it did is done: that must not look like a failure.
+        inner.recorder.record_or_log(event).await;
+        return response;
+    }
+    match inner.recorder.record(event).await {
+        Ok(()) => response,
+        Err(status) => answer::failure(&status),
     }
 }
 
@@ -103,10 +163,18 @@ async fn admit(
         .map_err(|_| inner.too_many())?;
     let route = match (route, inner.parts.oidc.clone()) {
         // Boxed: a login is rare, and its state would be part of that of every request.
-        (Route::Login(place), Some(oidc)) => return login(inner, oidc, request, place, facts).boxed().await,
+        (Route::Login(place), Some(oidc)) => {
+            let served = login(Arc::clone(&inner), oidc, request, place, Arc::clone(&facts))
+                .boxed()
+                .await;
+            return counted(&inner, &facts, served);
+        }
         (route, _) => route,
     };
-    let identity = inner.authenticator.authenticate(request.headers()).await?;
+    let identity = match inner.authenticator.authenticate(request.headers()).await {
+        Ok(identity) => identity,
+        Err(status) => return Err(failed_login(&inner, request.headers(), &facts, status)),
+    };
     let principal = impersonate::effective(&identity.principal, request.headers())
         .inspect_err(|_| facts.known(&identity, &identity.principal))?;
     facts.known(&identity, &principal);
@@ -143,6 +211,15 @@ fn public(inner: &Inner, request: &Request<Body>, route: &Route) -> Result<Respo
     })
 }
 
+/// The registry for one request that may change something.
+fn audited(inner: &Inner, facts: Arc<Facts>) -> Backend {
+    let GatewayParts {
+        clock, audit_policy, ..
+    } = &inner.parts;
+    let writer = audit::Writer::new(facts, clock.clone(), audit_policy.clone());
+    inner.backend.by(writer)
+}
+
 /// A step of a login, for somebody who has no credentials yet. It holds a place among the requests, as others do.
 async fn login(
     inner: Arc<Inner>,
@@ -151,8 +228,15 @@ async fn login(
     place: Place,
     facts: Arc<Facts>,
 ) -> Result<Response, Box<Status>> {
+    if place.makes_work() {
+        let now = inner.parts.clock.mono();
+        let counted = inner.throttle.lock().step(facts.source, now);
+        if let Err(too_many) = counted {
+            return oidc::refused(&place, throttled(&inner, too_many));
+        }
+    }
     let limit = inner.parts.limits.request;
-    let audited = inner.backend.by(audit::Writer::new(facts, inner.parts.clock.clone()));
+    let audited = audited(&inner, facts);
     let served = timeout(
         inner.parts.clock.as_ref(),
         limit,
@@ -162,6 +246,17 @@ async fn login(
         let message = format!("the login was not done within {} s; begin again", limit.as_secs());
         Err(Box::new(Status::new(Reason::Timeout, message)))
     })
+}
+
+/// Counts a login that was refused; what it is told stays, but when it is one too many.
+fn counted(inner: &Inner, facts: &Facts, served: Result<Response, Box<Status>>) -> Result<Response, Box<Status>> {
+    let code = served
+        .as_ref()
+        .map_or_else(|status| status.code, |page| page.status().as_u16());
+    if matches!(code, 401 | 403) {
+        count_failure(inner, facts, None)?;
+    }
+    served
 }
 
 async fn metrics(inner: &Inner, method: &Method, principal: &Principal) -> Result<Response, Box<Status>> {
@@ -191,30 +286,32 @@ async fn management(
         Query::parse(head.uri.query().unwrap_or_default()).map_err(|e| Box::new(Status::new(Reason::BadRequest, e)))?;
     let info = apiserver::info(&head.method, path, &query)?;
     let end = watch_end(&inner, &info, &identity, &principal)?;
-    let audited;
+    let changing;
     let reads = matches!(head.method, Method::GET | Method::HEAD);
     let backend = if reads && !apiserver::makes_credentials(&info) {
         &inner.backend
     } else {
-        audited = inner
-            .backend
-            .by(audit::Writer::new(Arc::clone(&facts), inner.parts.clock.clone()));
-        &audited
+        changing = audited(&inner, Arc::clone(&facts));
+        &changing
     };
-    let request = ApiRequest {
-        method: &head.method,
-        path,
-        query: &query,
-        headers: &head.headers,
-        uri: &head.uri,
-        body,
-        body_limit: inner.parts.limits.body,
-        identity: &identity,
-        principal: &principal,
-        end,
+    let work = async {
+        let body = sent(&inner, &facts, &head.headers, body).await?;
+        let request = ApiRequest {
+            method: &head.method,
+            path,
+            query: &query,
+            headers: &head.headers,
+            uri: &head.uri,
+            body,
+            body_limit: inner.parts.limits.body,
+            identity: &identity,
+            principal: &principal,
+            end,
+        };
+        apiserver::serve(backend, request).await
     };
     let limit = inner.parts.limits.request;
-    let served = timeout(inner.parts.clock.as_ref(), limit, apiserver::serve(backend, request)).await;
+    let served = timeout(inner.parts.clock.as_ref(), limit, work).await;
     let response = served.unwrap_or_else(|_| {
         let message = format!(
             "the request was not done within {} s; look before you try again",
@@ -224,9 +321,21 @@ async fn management(
     })?;
     if audit::is_sensitive(&info) {
         // He may, and nothing of it was sent yet.
-        inner.recorder.record(facts.begun(inner.parts.clock.wall())).await?;
+        inner.begin_audited(&facts).await?;
     }
     Ok(response)
+}
+
+/// The body of a request; kept for its audit event where a rule wants it to be shown.
+async fn sent(inner: &Inner, facts: &Facts, headers: &HeaderMap, body: Body) -> Result<Body, Box<Status>> {
+    let Some(most) = facts.wants_body(&inner.parts.audit_policy) else {
+        return Ok(body);
+    };
+    let bytes = body::read(headers, body, inner.parts.limits.body).await?;
+    if !bytes.is_empty() {
+        facts.sent(apiserver::shown(headers, &bytes, most), most);
+    }
+    Ok(body::full(bytes))
 }
 
 /// What completes when a watch must end early. It holds the watch's place among the long-running requests.

@@ -1,6 +1,10 @@
 //! What the gateway needs from the rest of the server. `server/` fills it in; tests use stand-ins.
 
+use crate::audit::policy::AuditPolicy;
+use crate::audit::settings::AuditKept;
+use crate::audit::sinks::AuditSinks;
 use crate::oidc::Oidc;
+use crate::throttle::LoginLimits;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -72,6 +76,8 @@ pub struct Limits {
     pub drain: Duration,
     /// What is kept of the audit trail.
     pub audit: AuditKept,
+    /// How often logins may fail.
+    pub logins: LoginLimits,
 }
 
 impl Default for Limits {
@@ -87,24 +93,7 @@ impl Default for Limits {
             proxy_head: Duration::from_secs(65),
             drain: Duration::from_secs(2),
             audit: AuditKept::default(),
-        }
-    }
-}
-
-/// How much of the audit trail is kept. What comes first counts.
-#[derive(Clone, Debug)]
-pub struct AuditKept {
-    /// Events at most.
-    pub events: u64,
-    /// Age of an event at most.
-    pub age: Duration,
-}
-
-impl Default for AuditKept {
-    fn default() -> Self {
-        Self {
-            events: 100_000,
-            age: Duration::from_secs(90 * 24 * 3600),
+            logins: LoginLimits::default(),
         }
     }
 }
@@ -138,6 +127,10 @@ pub struct GatewayParts {
     pub ca_pem: String,
     /// Identity providers by which people log in; none without.
     pub oidc: Option<Arc<Oidc>>,
+    /// Which requests are audited, beside those that always are.
+    pub audit_policy: AuditPolicy,
+    /// Who else is given the audit trail.
+    pub audit_sinks: AuditSinks,
     /// Bounds.
     pub limits: Limits,
 }

@@ -1,6 +1,6 @@
 //! `server.toml`: everything one server needs to know. Unknown keys are faults; every fault is told at once.
 
-use hanse_gateway::OidcIssuer;
+use hanse_gateway::{AuditSettings, OidcIssuer};
 use hanse_runtime::config::{ConfigErrors, Validate};
 use hanse_runtime::telemetry::Format;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,9 @@ pub struct ServerConfig {
     /// Identity providers by which people log in: the same list on each server.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub oidc: Vec<OidcIssuer>,
+    /// What is kept of the audit trail, and who else is given it.
+    #[serde(default)]
+    pub audit: AuditSettings,
 }
 
 /// Files with keys and certificates. Keys must be readable by the owner only.
@@ -69,6 +72,21 @@ pub struct GatewaySection {
     /// How long the access key of a login by an identity provider holds, in seconds; groups are asked for again then.
     #[serde(default = "default_login_seconds")]
     pub login_seconds: u64,
+    /// Credentials that do not hold, and refused logins, from one address in a minute; further ones are answered 429. Where a load
+    /// balancer hides addresses, all behind it are one.
+    #[serde(default = "default_failed_logins")]
+    pub failed_logins_per_minute: u32,
+    /// Steps of logins by identity providers from one address in a minute; further ones are answered 429.
+    #[serde(default = "default_login_steps")]
+    pub login_steps_per_minute: u32,
+}
+
+const fn default_failed_logins() -> u32 {
+    30
+}
+
+const fn default_login_steps() -> u32 {
+    300
 }
 
 const fn default_login_seconds() -> u64 {
@@ -163,9 +181,20 @@ impl Validate for ServerConfig {
         errors.require(https, "gateway.external_url", "must begin with https://");
         let life = (60..=LOGIN_SECONDS_MAX).contains(&self.gateway.login_seconds);
         errors.require(life, "gateway.login_seconds", "must be from 60 to 31536000 (a year)");
+        let (failed, steps) = (
+            self.gateway.failed_logins_per_minute,
+            self.gateway.login_steps_per_minute,
+        );
+        for (key, rate) in [("failed_logins_per_minute", failed), ("login_steps_per_minute", steps)] {
+            let good = (1..=60_000).contains(&rate);
+            errors.require(good, &format!("gateway.{key}"), "must be from 1 to 60000");
+        }
         self.validate_members(errors);
         self.validate_bootstrap(errors);
         self.validate_oidc(errors);
+        for (key, fault) in self.audit.faults() {
+            errors.add(format!("audit.{key}"), fault);
+        }
     }
 }
 
@@ -291,6 +320,32 @@ mod tests {
             "the same issuer",
             "oidc \"device\": id",
             "oidc \"device\": issuer",
+        ] {
+            assert!(faults.contains(part), "{part}: {faults}");
+        }
+    }
+
+    #[test]
+    fn the_audit_and_its_sinks_are_checked() {
+        let sinks = r#"
+        [audit]
+        keep_days = 7
+        [[audit.sink]]
+        name = "disk"
+        file = { path = "/var/log/hanse/audit.log" }
+        [[audit.sink]]
+        name = "siem"
+        webhook = { url = "https://siem.example.com/audit", token_file = "/etc/hanse/siem.token" }
+        "#;
+        let config = parse(&format!("{GOOD}{sinks}")).unwrap();
+        assert_eq!((config.audit.keep_days, config.audit.sinks.len()), (7, 2));
+        let again = parse(&toml::to_string(&config).unwrap()).unwrap();
+        assert_eq!(again.audit, config.audit);
+        let bad = sinks.replace("https://siem", "http://siem").replace("= 7", "= 0");
+        let faults = parse(&format!("{GOOD}{bad}")).unwrap_err().to_string();
+        for part in [
+            "audit.keep_days: must be",
+            "audit.sink \"siem\": webhook.url: must begin",
         ] {
             assert!(faults.contains(part), "{part}: {faults}");
         }

@@ -10,7 +10,7 @@ use crate::signals;
 use crate::status::{self, LiveStatus};
 use hanse_api::resources::ServerSpec;
 use hanse_consensus::{Member, Node, NodeConfig, NodeParts, Settings, TlsPem};
-use hanse_gateway::{Gateway, GatewayParts, Limits, Oidc, OidcFiles};
+use hanse_gateway::{AuditSinkFiles, AuditSinks, Gateway, GatewayParts, Limits, LoginLimits, Oidc, OidcFiles, Rate};
 use hanse_regions::author::author;
 use hanse_regions::bootstrap::{AdminSeed, Seed, bootstrap};
 use hanse_regions::{Regions, RegionsParts};
@@ -213,7 +213,9 @@ async fn serve(
         ca_sha256: fingerprint(&secrets.ca_pem)?,
         ca_pem: secrets.ca_pem.clone(),
         oidc: identity_providers(config, machine, &secrets.sealer)?,
-        limits: Limits::default(),
+        audit_policy: config.audit.policy(),
+        audit_sinks: audit_sinks(config, machine)?,
+        limits: limits(config),
     });
     listen(
         machine,
@@ -235,6 +237,26 @@ async fn serve(
     debug_assert!(first, "the controllers are started once");
     form(config, machine, node, &objects);
     signals::wait_for_the_end(&machine.supervisor.shutdown_token()).await
+}
+
+/// A minute's worth may come at once.
+const fn rate(per_minute: u32) -> Rate {
+    Rate {
+        per_minute,
+        burst: per_minute,
+    }
+}
+
+fn limits(config: &ServerConfig) -> Limits {
+    Limits {
+        audit: config.audit.kept(),
+        logins: LoginLimits {
+            by_address: rate(config.gateway.failed_logins_per_minute),
+            steps: rate(config.gateway.login_steps_per_minute),
+            ..LoginLimits::default()
+        },
+        ..Limits::default()
+    }
 }
 
 /// The tenants' way into the store, and everything that the store counts among the process' metrics.
@@ -275,6 +297,26 @@ fn identity_providers(
     Oidc::new(issuers, sealer.clone(), url, session, &machine.clock)
         .map(|oidc| Some(Arc::new(oidc)))
         .map_err(|error| ServerError::part("logins", error))
+}
+
+/// Those of the configuration, with what is in the files that it names.
+fn audit_sinks(config: &ServerConfig, machine: &Machine) -> Result<AuditSinks, ServerError> {
+    let mut sinks = Vec::new();
+    for sink in &config.audit.sinks {
+        let webhook = sink.webhook.as_ref();
+        let token = webhook.and_then(|webhook| webhook.token_file.as_deref());
+        let ca = webhook.and_then(|webhook| webhook.ca_file.as_deref());
+        let files = AuditSinkFiles {
+            token: token
+                .map(|path| files::read_secret("the token of an audit sink", path))
+                .transpose()?,
+            ca: ca
+                .map(|path| files::read_public("the authority of an audit sink", path))
+                .transpose()?,
+        };
+        sinks.push((sink.clone(), files));
+    }
+    AuditSinks::new(&config.name, sinks, &machine.clock).map_err(|error| ServerError::part("the audit", error))
 }
 
 fn start_hub(

@@ -302,6 +302,21 @@ fn health(backend: &Backend, probe: Probe, query: &Query) -> Response {
     ops::health(probe, backend, false, query)
 }
 
+/// What a body says, for the audit; or why that cannot be shown.
+pub(crate) fn shown(headers: &HeaderMap, body: &[u8], most: usize) -> Result<Value, String> {
+    let media = negotiation::content_type(headers);
+    if body.len() > most {
+        return Err(format!("more than {most} bytes"));
+    }
+    if media.contains("json") {
+        return serde_json::from_slice(body).map_err(|_| "it is no JSON".to_owned());
+    }
+    if media.contains("yaml") {
+        return negotiation::decode_as("application/yaml", body).map_err(|_| "it is no YAML".to_owned());
+    }
+    Err("neither JSON nor YAML".to_owned())
+}
+
 /// Removes members that are null: Kubernetes takes them for absent, and Go clients send many.
 pub(crate) fn drop_nulls(value: &mut Value) {
     match value {

@@ -1,7 +1,8 @@
-//! Events as `audit.k8s.io/v1` has them, level `Metadata`: who, what, from where, with which outcome; no bodies.
+//! Events as `audit.k8s.io/v1` has them: who, what, from where, with which outcome; bodies where a rule says so.
 //!
 //! What callers choose is bounded, and of a query only the parameters that are known to hold no secret keep their values.
 
+use super::policy::{AuditLevel, AuditStage};
 use super::{Facts, Who};
 use crate::proxy::path::RequestInfo;
 use hanse_api::Timestamp;
@@ -52,22 +53,14 @@ const PLAIN: &[&str] = &[
     "watch",
 ];
 
-/// How far a request was when its event was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// It is allowed, and nothing of it has happened.
-    RequestReceived,
-    /// Its outcome is known.
-    ResponseComplete,
-}
-
 /// What an event says beside the facts of its request.
 pub(crate) struct About<'a> {
     /// Whose API is asked.
     pub(crate) target: &'a str,
     pub(crate) verb: &'a str,
     pub(crate) reference: Option<Reference>,
-    pub(crate) stage: Stage,
+    pub(crate) stage: AuditStage,
+    pub(crate) level: AuditLevel,
     pub(crate) code: Option<u16>,
     /// Why it was refused.
     pub(crate) refusal: Option<&'a str>,
@@ -136,11 +129,65 @@ pub(crate) fn text(facts: &Facts, about: &About<'_>, now: Timestamp) -> String {
     bounded(value(facts, about, now))
 }
 
-/// The text of an event; of one that would be too long, without groups.
+/// An object that was sent or stored, or why it is not shown.
+pub(crate) type Shown = Result<Value, String>;
+
+/// What was sent.
+pub(crate) const REQUEST: &str = "requestObject";
+/// What became of the object.
+pub(crate) const RESPONSE: &str = "responseObject";
+/// Levels of an object that is shown. Readers take 128, and it lies within others.
+const MAX_DEPTH: usize = 64;
+
+/// An object as it may be shown: neither too large, nor such that it would read otherwise than it was hashed.
+pub(crate) fn shown(object: Value, most: usize) -> Shown {
+    if depth(&object) > MAX_DEPTH {
+        return Err(format!("nested deeper than {MAX_DEPTH} levels"));
+    }
+    let text = object.to_string();
+    if text.len() > most {
+        return Err(format!("more than {most} bytes"));
+    }
+    // Numbers with many digits come back as others.
+    let again = serde_json::from_str(&text).map(|again: Value| again.to_string());
+    if again.is_ok_and(|again| again == text) {
+        Ok(object)
+    } else {
+        Err("numbers that cannot be kept exactly".to_owned())
+    }
+}
+
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or_default(),
+        Value::Object(members) => 1 + members.values().map(depth).max().unwrap_or_default(),
+        _ => 0,
+    }
+}
+
+/// Puts an object into an event, or the reason why it is not there.
+pub(crate) fn show(event: &mut Value, field: &str, object: Shown) {
+    match object {
+        Ok(object) => event[field] = object,
+        Err(why) => event["annotations"][format!("hanse.dev/{field}-omitted")] = why.into(),
+    }
+}
+
+/// The text of an event; of one that would be too long, without objects, and then without groups.
 pub(crate) fn bounded(mut event: Value) -> String {
     let text = event.to_string();
     if text.len() <= MAX_EVENT_BYTES {
         return text;
+    }
+    for field in [RESPONSE, REQUEST] {
+        let removed = event.as_object_mut().and_then(|event| event.remove(field));
+        if removed.is_some() {
+            show(&mut event, field, Err("the event would be too long".to_owned()));
+            let text = event.to_string();
+            if text.len() <= MAX_EVENT_BYTES {
+                return text;
+            }
+        }
     }
     for who in ["user", "impersonatedUser"] {
         if event[who].is_object() {
@@ -153,16 +200,12 @@ pub(crate) fn bounded(mut event: Value) -> String {
 
 /// An event.
 pub(crate) fn value(facts: &Facts, about: &About<'_>, now: Timestamp) -> Value {
-    let stage = match about.stage {
-        Stage::RequestReceived => "RequestReceived",
-        Stage::ResponseComplete => "ResponseComplete",
-    };
     let mut event = json!({
         "apiVersion": "audit.k8s.io/v1",
         "kind": "Event",
-        "level": "Metadata",
+        "level": about.level.name(),
         "auditID": facts.id,
-        "stage": stage,
+        "stage": about.stage.name(),
         "requestURI": uri(facts),
         "verb": about.verb,
         "sourceIPs": [facts.source.to_string()],
@@ -280,7 +323,8 @@ mod tests {
             target: "management",
             verb: "get",
             reference: None,
-            stage: Stage::ResponseComplete,
+            stage: AuditStage::ResponseComplete,
+            level: AuditLevel::Metadata,
             code: Some(code),
             refusal: Some("no"),
             user: None,
@@ -299,6 +343,37 @@ mod tests {
             "/x?limit=5&command=...&command=...&token=..."
         );
         assert!(of(&format!("/{}", "a".repeat(5000))).as_str().unwrap().len() <= MAX_URI);
+    }
+
+    #[test]
+    fn objects_are_shown_if_they_fit_and_read_as_they_were_hashed() {
+        let object = json!({ "spec": { "n": 1, "x": 0.5 } });
+        assert_eq!(shown(object.clone(), 100), Ok(object.clone()));
+        assert!(shown(object.clone(), 10).unwrap_err().contains("10 bytes"));
+        let deep = (0..70).fold(json!(1), |inner, _| json!([inner]));
+        assert!(shown(deep, 1000).unwrap_err().contains("64 levels"));
+        // A chain that holds them would not verify.
+        for number in [
+            "0.1234567890123456789",
+            "123456789012345678901234567890",
+            "1e300",
+            "-0.0",
+        ] {
+            let object: Value = serde_json::from_str(&format!("{{\"n\":{number}}}")).unwrap();
+            let text = object.to_string();
+            if let Ok(kept) = shown(object, 100) {
+                let again: Value = serde_json::from_str(&kept.to_string()).unwrap();
+                assert_eq!(again.to_string(), text, "{number}");
+            }
+        }
+        let mut event = value(&facts("/x"), &about(403), Timestamp::default());
+        show(&mut event, REQUEST, Ok(json!({ "a": "x".repeat(9000) })));
+        show(&mut event, RESPONSE, Ok(json!({ "b": "x".repeat(9000) })));
+        let text = bounded(event);
+        assert!(text.len() <= MAX_EVENT_BYTES, "{}", text.len());
+        let event: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(event[REQUEST]["a"].as_str().unwrap().len(), 9000);
+        assert!(event["annotations"]["hanse.dev/responseObject-omitted"].is_string() && event[RESPONSE].is_null());
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub(crate) struct Key {
 pub(crate) struct Denial {
     pub(crate) key: Key,
     pub(crate) event: Value,
+    /// How many it stands for.
+    pub(crate) times: u64,
 }
 
 struct Counted {
@@ -46,21 +48,21 @@ pub(crate) struct Folded {
 impl Folded {
     /// Takes in one; false if it was counted with others that are not like it.
     pub(crate) fn add(&mut self, denial: Denial) -> bool {
-        let Denial { key, event } = denial;
+        let Denial { key, event, times } = denial;
         let room = self.kinds.len() < MAX_KINDS;
         let code = key.code;
         if let Some(same) = self.kinds.get_mut(&key) {
-            same.again(&event);
+            same.again(&event, times);
             return true;
         }
         if room {
-            self.kinds.insert(key, Counted { event, times: 1 });
+            self.kinds.insert(key, Counted { event, times });
             return true;
         }
         match self.others.get_mut(&code) {
-            Some(others) => others.again(&event),
+            Some(others) => others.again(&event, times),
             None => {
-                self.others.insert(code, Counted { event, times: 1 });
+                self.others.insert(code, Counted { event, times });
             }
         }
         false
@@ -87,8 +89,8 @@ impl Folded {
 }
 
 impl Counted {
-    fn again(&mut self, event: &Value) {
-        self.times = self.times.saturating_add(1);
+    fn again(&mut self, event: &Value, times: u64) {
+        self.times = self.times.saturating_add(times);
         self.event["stageTimestamp"] = event["stageTimestamp"].clone();
     }
 
@@ -147,6 +149,7 @@ mod tests {
                 code,
             },
             event: json!({ "user": { "username": user }, "stageTimestamp": at(millis), "annotations": {} }),
+            times: 1,
         }
     }
 

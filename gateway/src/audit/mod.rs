@@ -5,19 +5,26 @@
 //!   ([`Writer`]), so there is nothing to remember at the places that change something.
 //! - [`recorder`]: what changes nothing and must be known all the same (denials, failed logins, sessions and sensitive reads).
 //! - [`retention`]: takes out the oldest events by number and age.
+//! - [`policy`]: rules that say more or less of a request than what holds without them.
+//! - [`sinks`]: files, syslog daemons and webhooks that are given the trail; [`settings`]: what an administrator says.
 //!
 //! How events are chained is the store's (`hanse_api::audit`); why it is so, docs/design/0014-audit.md.
 
 pub(crate) mod event;
 mod folded;
+pub(crate) mod policy;
 pub(crate) mod recorder;
 pub(crate) mod retention;
+pub(crate) mod settings;
+pub(crate) mod sinks;
+#[cfg(test)]
+mod testing;
 
 use crate::authn::Identity;
 use crate::proxy::path::{self, RequestInfo};
 use crate::query::Query;
 use crate::router::{Route, route};
-use event::{About, Reference, Stage};
+use event::{About, Reference, Shown};
 use hanse_api::access::Principal;
 use hanse_api::kinds::{ACCESS_KEYS, LOFT_GROUP, LOGIN_GRANTS, SPENT_LOGINS};
 use hanse_api::status::Status;
@@ -26,9 +33,11 @@ use hanse_runtime::clock::SharedClock;
 use hanse_state::objects::{Author, Op};
 use http::header::{AUTHORIZATION, HeaderValue, SEC_WEBSOCKET_PROTOCOL, USER_AGENT};
 use http::{Method, Request, Uri};
+use policy::{Asked, AuditLevel, AuditPolicy, AuditStage, AuditTarget, Verdict};
 use serde::Deserialize;
 use serde_json::Value;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Objects that requests are tied together with and that nobody asked for.
@@ -46,6 +55,12 @@ pub(crate) struct Facts {
     /// Whether the caller showed anything by which he could be known.
     credentials: bool,
     who: OnceLock<Who>,
+    /// What was sent, if a rule wants to know.
+    sent: OnceLock<Shown>,
+    /// Whether events were made for a transaction.
+    changes: AtomicBool,
+    /// How many failed logins this one stands for.
+    failures: AtomicU64,
 }
 
 /// A caller whose credentials hold.
@@ -70,6 +85,9 @@ impl Facts {
             source,
             credentials: headers.contains_key(AUTHORIZATION) || headers.contains_key(SEC_WEBSOCKET_PROTOCOL),
             who: OnceLock::new(),
+            sent: OnceLock::new(),
+            changes: AtomicBool::new(false),
+            failures: AtomicU64::new(0),
         }
     }
 
@@ -80,6 +98,11 @@ impl Facts {
             key: identity.key.clone(),
             impersonated: (*principal != identity.principal).then(|| principal.clone()),
         });
+    }
+
+    /// Notes that this is a failed login that stands for so many.
+    pub(crate) fn failed(&self, times: u64) {
+        self.failures.store(times, Ordering::Relaxed);
     }
 
     pub(crate) fn who(&self) -> Option<&Who> {
@@ -105,34 +128,117 @@ impl Facts {
         Asks { target, verb, info }
     }
 
-    /// The event of a request that is about to be let in, before anything of it happens.
-    pub(crate) fn begun(&self, now: Timestamp) -> String {
+    /// What the rules say about the request; none when there is none that fits.
+    fn verdict<'p>(&self, policy: &'p AuditPolicy, asks: &Asks) -> Option<Verdict<'p>> {
+        if policy.is_empty() {
+            return None;
+        }
+        let (user, groups) = match self.who() {
+            Some(who) => (who.user.user.as_str(), who.user.groups.as_slice()),
+            None => ("system:anonymous", [].as_slice()),
+        };
+        let (target, cluster) = match asks.target.split_once('/') {
+            Some(("tenant", _)) => (Some(AuditTarget::ProjectVCluster), ""),
+            Some((_, cluster)) => (Some(AuditTarget::Cluster), cluster),
+            None => (
+                Some(AuditTarget::Management).filter(|_| asks.target == "management"),
+                "",
+            ),
+        };
+        policy.verdict(&Asked {
+            user,
+            groups,
+            verb: &asks.verb,
+            target,
+            cluster,
+            info: asks.info.as_ref(),
+            path: asks.info.as_ref().map_or(self.uri.path(), |info| info.path.as_str()),
+        })
+    }
+
+    /// How many bytes of the body a rule wants to have shown at most; none when it shall not be looked at.
+    pub(crate) fn wants_body(&self, policy: &AuditPolicy) -> Option<usize> {
+        let wants = |verdict: Verdict<'_>| verdict.level >= AuditLevel::Request;
+        let reads = matches!(self.method, Method::GET | Method::HEAD);
+        (!reads && self.verdict(policy, &self.asks()).is_some_and(wants)).then_some(policy.max_body)
+    }
+
+    /// Keeps what was sent, in a form that can be shown.
+    pub(crate) fn sent(&self, body: Shown, most: usize) {
+        self.sent
+            .get_or_init(|| body.and_then(|object| event::shown(object, most)));
+    }
+
+    /// The event of a request that is about to be let in, before anything of it happens; none if a rule wants none.
+    pub(crate) fn begun(&self, policy: &AuditPolicy, now: Timestamp) -> Option<String> {
         let asks = self.asks();
+        let verdict = self.verdict(policy, &asks);
+        if verdict.is_some_and(|verdict| !verdict.shows(AuditStage::RequestReceived)) {
+            return None;
+        }
         let about = About {
             target: &asks.target,
             verb: &asks.verb,
             reference: asks.info.as_ref().and_then(Reference::of_request),
-            stage: Stage::RequestReceived,
+            stage: AuditStage::RequestReceived,
+            level: AuditLevel::Metadata,
             code: None,
             refusal: None,
             user: None,
         };
-        event::text(self, &about, now)
+        Some(event::text(self, &about, now))
     }
 
-    /// The event of a request that was refused: what it is known by, and how it reads.
-    pub(crate) fn denied(&self, code: u16, why: &str, now: Timestamp) -> Option<folded::Denial> {
+    /// The event of a request that was answered, if a rule wants one and no change has brought its own.
+    pub(crate) fn answered(&self, policy: &AuditPolicy, code: u16, now: Timestamp) -> Option<String> {
+        let asks = self.asks();
+        let verdict = self.verdict(policy, &asks)?;
+        let long = asks.info.as_ref().is_some_and(RequestInfo::long_running) || code == 101;
+        let stage = if long {
+            AuditStage::ResponseStarted
+        } else {
+            AuditStage::ResponseComplete
+        };
+        let changed = self.changes.load(Ordering::Relaxed) && code < 300;
+        if changed || !verdict.shows(stage) {
+            return None;
+        }
+        let about = About {
+            target: &asks.target,
+            verb: &asks.verb,
+            reference: asks.info.as_ref().and_then(Reference::of_request),
+            stage,
+            // What became of objects is known of changes only.
+            level: verdict.level.min(AuditLevel::Request),
+            code: Some(code),
+            refusal: None,
+            user: None,
+        };
+        let mut event = event::value(self, &about, now);
+        if let Some(sent) = self.sent.get() {
+            event::show(&mut event, event::REQUEST, sent.clone());
+        }
+        Some(event::bounded(event))
+    }
+
+    /// The event of a request that was refused: what it is known by, and how it reads. None if a rule wants none.
+    pub(crate) fn denied(&self, policy: &AuditPolicy, code: u16, why: &str, now: Timestamp) -> Option<folded::Denial> {
         let login = matches!(route(self.uri.path()), Route::Login(_));
         // Whoever shows nothing is told to log in; that is no denial.
         if self.who().is_none() && !login && !self.credentials {
             return None;
         }
         let asks = self.asks();
+        let verdict = self.verdict(policy, &asks);
+        if verdict.is_some_and(|verdict| !verdict.shows(AuditStage::ResponseComplete)) {
+            return None;
+        }
         let about = About {
             target: &asks.target,
             verb: &asks.verb,
             reference: asks.info.as_ref().and_then(Reference::of_request),
-            stage: Stage::ResponseComplete,
+            stage: AuditStage::ResponseComplete,
+            level: AuditLevel::Metadata,
             code: Some(code),
             refusal: Some(why),
             user: None,
@@ -155,7 +261,8 @@ impl Facts {
             code,
         };
         let event = event::value(self, &about, now);
-        Some(folded::Denial { key, event })
+        let times = self.failures.load(Ordering::Relaxed).max(1);
+        Some(folded::Denial { key, event, times })
     }
 }
 
@@ -184,11 +291,30 @@ pub(crate) fn is_sensitive(info: &RequestInfo) -> bool {
 pub(crate) struct Writer {
     facts: Arc<Facts>,
     clock: SharedClock,
+    policy: AuditPolicy,
 }
 
 impl Writer {
-    pub(crate) fn new(facts: Arc<Facts>, clock: SharedClock) -> Arc<Self> {
-        Arc::new(Self { facts, clock })
+    pub(crate) fn new(facts: Arc<Facts>, clock: SharedClock, policy: AuditPolicy) -> Arc<Self> {
+        Arc::new(Self { facts, clock, policy })
+    }
+
+    /// Puts into the event of a change what the level shows of it: what was sent, into that of the object that the request names,
+    /// and what is stored now.
+    fn show(&self, event: &mut Value, level: AuditLevel, op: &Op, asked: bool) {
+        if level >= AuditLevel::Request
+            && asked
+            && let Some(sent) = self.facts.sent.get()
+        {
+            event::show(event, event::REQUEST, sent.clone());
+        }
+        if level >= AuditLevel::RequestResponse
+            && let Op::Create { value, .. } | Op::Update { value, .. } = op
+        {
+            let stored = serde_json::from_slice(value).map_err(|_| "it is no JSON".to_owned());
+            let stored = stored.and_then(|object| event::shown(object, self.policy.max_body));
+            event::show(event, event::RESPONSE, stored);
+        }
     }
 }
 
@@ -213,28 +339,43 @@ impl Author for Writer {
             }
             _ => None,
         });
+        let wanted = self.facts.verdict(&self.policy, &asks).map(|verdict| verdict.level);
         let event = |op: &Op| {
             let object = match op {
                 Op::Create { value, .. } | Op::Update { value, .. } => serde_json::from_slice::<Named>(value).ok(),
                 Op::Delete { .. } | Op::Require { .. } => None,
             };
-            let mut reference = Reference::of_object(op.key(), object.map(|named| named.metadata.uid));
-            let asked = asks.info.as_ref().filter(|info| info.resource == op.key().kind.plural);
+            let key = op.key();
+            let mut reference = Reference::of_object(key, object.map(|named| named.metadata.uid));
+            let asked = asks.info.as_ref().filter(|info| info.resource == key.kind.plural);
             if let Some(info) = asked {
                 reference.subresource.clone_from(&info.subresource);
             }
+            // A change has an event whatever the rules say: without it the chain would not hold it.
+            let level = match wanted {
+                Some(level) if !policy::is_hidden(&key.kind) => level.max(AuditLevel::Metadata),
+                _ => AuditLevel::Metadata,
+            };
             let about = About {
                 target: &asks.target,
                 verb: &asks.verb,
                 reference: Some(reference),
-                stage: Stage::ResponseComplete,
+                stage: AuditStage::ResponseComplete,
+                level,
                 code: Some(if matches!(op, Op::Create { .. }) { 201 } else { 200 }),
                 refusal: None,
                 user: logged_in.as_deref(),
             };
-            event::text(&self.facts, &about, now)
+            let mut event = event::value(&self.facts, &about, now);
+            let named = asked.is_some_and(|info| info.name.is_empty() || info.name == key.name);
+            self.show(&mut event, level, op, named);
+            event::bounded(event)
         };
-        ops.iter().filter(seen).map(event).collect()
+        let events: Vec<String> = ops.iter().filter(seen).map(event).collect();
+        if !events.is_empty() {
+            self.facts.changes.store(true, Ordering::Relaxed);
+        }
+        events
     }
 }
 

@@ -135,6 +135,13 @@ impl Recorder {
         Ok(())
     }
 
+    /// The same for what happened already: when too many wait, the log has the event.
+    pub(crate) async fn record_or_log(&self, event: String) {
+        if let Err(status) = self.record(event.clone()).await {
+            self.shared.give_up(&[event], &status.message);
+        }
+    }
+
     /// Notes a denial. Does not wait.
     pub(crate) fn denied(&self, denial: Denial) {
         if !self.shared.folded.lock().add(denial) {
@@ -250,23 +257,14 @@ impl Writing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::testing;
     use hanse_api::kinds::AUDIT_EVENTS;
     use hanse_runtime::clock::SystemClock;
-    use hanse_runtime::rng::SystemRng;
-    use hanse_runtime::supervisor::Supervisor;
-    use hanse_state::engine::{LogWriter, MemoryEngine, WriterOptions};
     use hanse_state::objects::Page;
-    use hanse_state::{GroupId, LocalParts, LocalStore};
 
     #[tokio::test]
     async fn while_nothing_is_written_requests_go_on_up_to_the_bound_and_no_event_is_lost() {
-        let parts = LocalParts {
-            writer: LogWriter::start(Arc::new(MemoryEngine::new()), WriterOptions::default()).unwrap(),
-            clock: SystemClock::shared(),
-            rng: SystemRng::shared(),
-            supervisor: Supervisor::default(),
-        };
-        let objects = Objects::new(LocalStore::open(GroupId::COUNCIL, parts).unwrap());
+        let objects = testing::objects();
         let (recorder, writing) = Recorder::new(objects.clone(), SystemClock::shared(), &Metrics::default());
         let all = (0..MAX_WAITING).map(|n| recorder.record(format!(r#"{{"auditID":"{n}"}}"#)));
         for went_on in futures::future::join_all(all).await {

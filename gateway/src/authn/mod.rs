@@ -78,6 +78,14 @@ impl Authenticator {
         }
     }
 
+    /// What a failure is counted by, if the request shows anything that could hold: the id of its access key, or nothing more.
+    pub(crate) fn shown(headers: &HeaderMap) -> Option<Option<String>> {
+        match bearer::presented(headers) {
+            Some(presented) => Some(Some(presented.id)),
+            None => bearer::id_token(headers).map(|_| None),
+        }
+    }
+
     /// The caller behind a request, or 401. The reason goes to the log only.
     pub(crate) async fn authenticate(&self, headers: &HeaderMap) -> Result<Identity, Box<Status>> {
         let Some(presented) = bearer::presented(headers) else {

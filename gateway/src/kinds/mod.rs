@@ -9,6 +9,7 @@ mod events;
 mod identity;
 mod namespace;
 mod project;
+mod read_only;
 mod region;
 mod secret;
 mod server;
@@ -212,7 +213,7 @@ pub(crate) trait Kind: Send + Sync + 'static {
 /// All kinds, in the order of discovery.
 pub(crate) static KINDS: &[&dyn Kind] = &[
     &namespace::Namespaces,
-    &events::Events,
+    &events::EVENTS,
     &project::Projects,
     &cluster::Clusters,
     &virtual_cluster_instance::VirtualClusterInstances,
@@ -223,8 +224,9 @@ pub(crate) static KINDS: &[&dyn Kind] = &[
     &cluster_role_template::ClusterRoleTemplates,
     &access_key::AccessKeys,
     &identity::Identities,
-    &audit::AuditEvents,
-    &audit::AuditChains,
+    &audit::EVENTS,
+    &audit::CHAINS,
+    &audit::SINKS,
     &region::Regions,
     &server::Servers,
 ];

@@ -26,6 +26,7 @@ use crate::apiserver::not_allowed;
 use crate::body::{self, Body, Response};
 use crate::error::GatewayError;
 use crate::query::Query;
+use ::http::header::RETRY_AFTER;
 use ::http::{Method, Request, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -179,6 +180,14 @@ impl Place {
         )
     }
 
+    /// Whether it asks a provider, or writes to the store.
+    pub(crate) const fn makes_work(&self) -> bool {
+        matches!(
+            self,
+            Self::Begin(_) | Self::Callback(_) | Self::Exchange | Self::DeviceStart | Self::DeviceConfirm
+        )
+    }
+
     /// Whether a person reads the answer.
     const fn is_for_people(&self) -> bool {
         !matches!(self, Self::Info | Self::Exchange | Self::DeviceStart | Self::DevicePoll)
@@ -212,6 +221,11 @@ pub(crate) async fn serve(
     }
 }
 
+/// A step that is not taken at all, told in the form that its reader understands.
+pub(crate) fn refused(place: &Place, status: Box<Status>) -> Result<Response, Box<Status>> {
+    told(Fault::Status(status), place.is_for_people())
+}
+
 /// What all steps of logins stand on.
 struct Desk<'a> {
     oidc: &'a Oidc,
@@ -232,5 +246,9 @@ fn told(fault: Fault, for_people: bool) -> Result<Response, Box<Status>> {
         return Err(status);
     }
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    Ok(pages::failure(code, &status.message))
+    let mut page = pages::failure(code, &status.message);
+    if let Some(seconds) = status.details.as_ref().and_then(|details| details.retry_after_seconds) {
+        page.headers_mut().insert(RETRY_AFTER, seconds.into());
+    }
+    Ok(page)
 }

@@ -93,8 +93,7 @@ pub(crate) async fn serve(call: Proxied<'_>, mut request: Request<Body>) -> Resu
     let verbs = verbs.into_iter().map(str::to_owned).collect();
     let (cluster, at) = locate(&call.inner.backend, &call.upstream).await?;
     if audit::is_sensitive(&info) {
-        let event = call.facts.begun(call.inner.parts.clock.wall());
-        call.inner.recorder.record(event).await?;
+        call.inner.begin_audited(&call.facts).await?;
     }
     let facts = headers::Facts {
         audit_id: &call.facts.id,

@@ -10,6 +10,8 @@
 mod access;
 mod attacks;
 mod audit;
+mod audit_policy;
+mod audit_sinks;
 mod backup;
 mod credentials;
 mod fields;
@@ -23,6 +25,7 @@ mod oracle;
 mod roles;
 mod secrets;
 mod streams;
+mod throttle;
 mod upgrades;
 mod watches;
 mod world;

@@ -5,7 +5,8 @@ use hanse_api::access::GROUP_ADMINS;
 use hanse_api::kinds::{ACCESS_KEYS, CLUSTERS, KindName, PROJECTS, TENANT_STORES, USERS, VIRTUAL_CLUSTER_INSTANCES};
 use hanse_api::resources::Server;
 use hanse_gateway::{
-    BackupOf, BackupStream, Backups, ClusterStatus, Gateway, GatewayParts, Limits, access_key, tls_config,
+    AuditPolicy, AuditSinks, BackupOf, BackupStream, Backups, ClusterStatus, Gateway, GatewayParts, Limits, access_key,
+    tls_config,
 };
 use hanse_runtime::clock::{SharedClock, SystemClock};
 use hanse_runtime::pki::{LeafSpec, load_certs, load_key, sha256_hex};
@@ -243,6 +244,8 @@ impl World {
             ca_sha256: "c".repeat(64),
             ca_pem: ca_pem.clone(),
             oidc: None,
+            audit_policy: AuditPolicy::default(),
+            audit_sinks: AuditSinks::default(),
             limits: Limits::default(),
         };
         adapt(&mut parts);
