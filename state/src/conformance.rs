@@ -12,6 +12,7 @@
 mod helpers;
 mod kv;
 mod lease;
+mod registry;
 mod spaces;
 mod watch;
 
@@ -19,6 +20,12 @@ pub use helpers::Tenant;
 
 use crate::store::Store;
 use std::sync::Arc;
+
+/// Runs every case of the registry against a store of the council's group. What `prefix` starts must not be there yet.
+pub async fn registry_suite(store: Arc<dyn Store>, prefix: &str) {
+    registry::both_or_neither(&store, &format!("/{prefix}-audited")).await;
+    registry::writers_share_one_chain(&store, &format!("/{prefix}-shared")).await;
+}
 
 /// Runs every case against a store of the tenants' group, in which `prefix` starts the names of tenants that are not
 /// used otherwise. Panics at the first thing that is not as it must be.

@@ -6,10 +6,10 @@ mod common;
 
 use common::{Fixture, put, range};
 use hanse_runtime::clock::{Clock, SystemClock, timeout};
-use hanse_state::conformance::store_suite;
+use hanse_state::conformance::{registry_suite, store_suite};
 use hanse_state::engine::suite::engine_suite;
-use hanse_state::engine::{MemoryEngine, RocksEngine, RocksOptions};
-use hanse_state::{Access, Store, StoreError, WatchItem, WatchRequest};
+use hanse_state::engine::{MemoryEngine, RocksEngine, RocksOptions, SharedEngine};
+use hanse_state::{Access, GroupId, Store, StoreError, WatchItem, WatchRequest};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,16 @@ async fn suite_in_memory() {
     let fixture = Fixture::memory();
     store_suite(fixture.store.clone(), "suite").await;
     fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn suite_of_the_registry() {
+    let engine: SharedEngine = Arc::new(MemoryEngine::new());
+    for prefix in ["first", "after-a-restart"] {
+        let fixture = Fixture::of(GroupId::COUNCIL, Arc::clone(&engine));
+        registry_suite(fixture.store.clone(), prefix).await;
+        fixture.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,7 @@
 
 use crate::harness::Cluster;
 use hanse_consensus::{GroupId, NodeId, Settings};
-use hanse_state::conformance::store_suite;
+use hanse_state::conformance::{registry_suite, store_suite};
 
 async fn run(cluster: &Cluster, id: NodeId, prefix: &str) {
     store_suite(cluster.store(id, GroupId::TENANTS), prefix).await;
@@ -27,5 +27,6 @@ async fn a_follower_of_three() {
     let leader = cluster.leader(GroupId::TENANTS).await;
     let follower = (1..=3).find(|id| *id != leader).expect("a follower");
     run(&cluster, follower, "follower").await;
+    registry_suite(cluster.store(follower, GroupId::COUNCIL), "follower").await;
     cluster.agree().await;
 }

@@ -22,6 +22,10 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) fn on(engine: SharedEngine) -> Self {
+        Self::of(GroupId::TENANTS, engine)
+    }
+
+    pub(crate) fn of(group: GroupId, engine: SharedEngine) -> Self {
         let writer = LogWriter::start(engine, WriterOptions::default()).unwrap();
         let supervisor = Supervisor::default();
         let parts = LocalParts {
@@ -30,7 +34,7 @@ impl Fixture {
             rng: SystemRng::shared(),
             supervisor: supervisor.clone(),
         };
-        let store = LocalStore::open(GroupId::TENANTS, parts).unwrap();
+        let store = LocalStore::open(group, parts).unwrap();
         Self {
             store,
             supervisor,
