@@ -97,6 +97,8 @@ pub const TENANT_STORES: KindName = hanse("TenantStore", "tenantstores", true);
 pub const INTENTS: KindName = hanse("Intent", "intents", false);
 /// One-time enrolment tokens of agents, hashed. Never served.
 pub const ENROLMENT_TOKENS: KindName = hanse("EnrolmentToken", "enrolmenttokens", false);
+/// One-time tokens by which new servers join, hashed. A kind of their own: no token of an agent can ever make a server. Never served.
+pub const JOIN_TOKENS: KindName = hanse("JoinToken", "jointokens", false);
 /// Leases of regions (coordinator election). Never served.
 pub const REGION_LEASES: KindName = hanse("RegionLease", "regionleases", false);
 

@@ -20,12 +20,20 @@ pub struct World {
     binary: PathBuf,
     kubectl: PathBuf,
     block: u8,
+    /// Names of its regions; the usual ones if empty.
+    regions: Vec<String>,
 }
 
 impl World {
     /// Brings one up, without a tenant. `block` must differ from those of all other tests.
     pub fn up(block: u8) -> Result<Self> {
-        let world = Self::new(block)?;
+        Self::up_with(block, &[])
+    }
+
+    /// The same with other regions than the usual ones.
+    pub fn up_with(block: u8, regions: &[&str]) -> Result<Self> {
+        let mut world = Self::new(block)?;
+        world.regions = regions.iter().map(|region| (*region).to_owned()).collect();
         let took = world.go_on()?;
         println!("up, cold: {took:.1?}");
         Ok(world)
@@ -45,6 +53,7 @@ impl World {
             binary: binary()?,
             kubectl: kubectl()?,
             block,
+            regions: Vec::new(),
         })
     }
 
@@ -65,13 +74,22 @@ impl World {
     /// `hanse up`, again; says how long it took.
     pub fn go_on(&self) -> Result<Duration> {
         let begun = Instant::now();
-        let block = self.block.to_string();
-        self.hanse(&["up", "--no-tenant", "--address-block", &block])?;
+        let (block, regions) = (self.block.to_string(), self.regions.join(","));
+        let mut args = vec!["up", "--no-tenant", "--address-block", &block];
+        if !regions.is_empty() {
+            args.extend(["--regions", &regions]);
+        }
+        self.hanse(&args)?;
         Ok(begun.elapsed())
     }
 
     fn dir(&self) -> &Path {
         self.dir.as_ref().map_or(Path::new(""), TempDir::path)
+    }
+
+    /// A place beside the installation.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        self.dir().join(name)
     }
 
     /// Home of the installation.

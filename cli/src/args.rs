@@ -5,6 +5,7 @@ use crate::audit_args::AuditCommand;
 use crate::backup_args::{BackupArgs, RestoreArgs};
 use crate::error::EXIT_CODES;
 use crate::output::Format;
+use crate::server_args::ServerArgs;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -313,8 +314,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Run a server
-    Server(ProcessArgs),
+    /// Run a server; or list servers, and let them come and go
+    Server(ServerArgs),
     /// Run the agent of a connected cluster
     Agent(ProcessArgs),
     /// Run the replicated store alone, in the place of etcd: with etcd's flags and ETCD_* variables

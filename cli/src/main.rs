@@ -1,6 +1,7 @@
 //! `hanse`: the roles (server, agent, front door), the installation of one machine, and the verbs of its users.
 //!
-//! - [`args`], [`access_args`], [`audit_args`], [`backup_args`]: the command line. [`error`]: failures and exit codes. [`output`]: tables, documents, progress.
+//! - [`args`], [`access_args`], [`audit_args`], [`backup_args`], [`server_args`]: the command line. [`error`]: failures and exit codes.
+//!   [`output`]: tables, documents, progress.
 //! - [`client`]: HTTPS and the management API. [`logins`]: where the user is logged in. [`kubeconfig`]: contexts.
 //! - [`local`]: `up`, `down`, `kill`, `start`. [`front_door`]: the pass-through before the gateways of one machine.
 //! - [`verbs`]: the rest of what users do. [`role`]: the processes that this program can be; [`store`]: one of them, in
@@ -20,15 +21,17 @@ mod local;
 mod logins;
 mod output;
 mod role;
+mod server_args;
 mod store;
 mod verbs;
 
 use app::App;
-use args::{Cli, Command, ConnectArgs, CreateArgs, DeleteArgs, LoginArgs, UpArgs, WayArgs};
+use args::{Cli, Command, ConnectArgs, CreateArgs, DeleteArgs, LoginArgs, ProcessArgs, UpArgs, WayArgs};
 use clap::{CommandFactory as _, Parser as _};
 use error::{Error, Result};
 use kubeconfig::Names;
 use local::{down, region, up};
+use server_args::ServerArgs;
 use std::process::ExitCode;
 use verbs::sso::Way;
 use verbs::{audit, auth, backup, connect, create, key, list, login, people, status, version};
@@ -56,15 +59,26 @@ fn run(cli: Cli) -> Result<()> {
         Command::Config { command } => role::config(&command, &app.output),
         Command::Completion { shell } => completion(&app, shell),
         Command::Agent(process) => role::agent(&process),
-        Command::Server(process) => role::server(&process),
+        Command::Server(args) => server(&app, args),
         Command::Store { flags } => store::run(&flags, &app.output),
         Command::Restore(args) => backup::restore(&app, &args),
-        command => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.map_err(|e| Error::failed(format!("cannot start: {e}")))?;
-            runtime.block_on(verb(&app, command))
-        }
+        command => runtime()?.block_on(verb(&app, command)),
     }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Error::failed(format!("cannot start: {e}")))
+}
+
+/// A verb about servers, or the process of one.
+fn server(app: &App, args: ServerArgs) -> Result<()> {
+    let config = match &args.command {
+        Some(command) => runtime()?.block_on(verbs::server::server(app, command))?,
+        None => args.config,
+    };
+    let pid_file = args.pid_file;
+    config.map_or(Ok(()), |config| role::server(&ProcessArgs { config, pid_file }))
 }
 
 fn completion(app: &App, shell: clap_complete::Shell) -> Result<()> {

@@ -10,7 +10,7 @@ use crate::codec::pb;
 use crate::error::ConsensusError;
 use crate::group::{Group, role_name};
 use crate::network::Peers;
-use crate::status::ask_all;
+use crate::status::{About, ask_all};
 use crate::types::{GroupId, Member, NodeId};
 use hanse_runtime::BoxError;
 use hanse_runtime::clock::timeout;
@@ -79,12 +79,17 @@ pub fn admit(me: NodeId, founders: usize, empty: &BTreeSet<GroupId>, replies: &[
     Admission::Wait
 }
 
-/// Whether a server is out: it was removed from the council, and no group's leader has it among its members any more. Pure.
-pub fn is_out(me: NodeId, replies: &[pb::StatusReply]) -> bool {
+/// Whether a server is out: it was removed from the council, and the leader of each of its `groups` has it among the members no
+/// more. A group whose leader is not known may still need its vote. `replies` hold its own: it may be such a leader. Pure.
+pub fn is_out(me: NodeId, groups: impl IntoIterator<Item = GroupId>, replies: &[pb::StatusReply]) -> bool {
     let removed = replies.iter().any(|reply| reply.removed.contains(&me));
-    let statuses = replies.iter().flat_map(|reply| &reply.groups);
-    let mut leaders = statuses.filter(|status| status.role == role_name(Role::Leader));
-    removed && !leaders.any(|status| seat_in(status, me).is_some())
+    let leader = |group: GroupId| {
+        let statuses = replies.iter().flat_map(|reply| &reply.groups);
+        let leaders = statuses.filter(|status| status.group == group.0 && status.role == role_name(Role::Leader));
+        leaders.max_by_key(|status| status.term)
+    };
+    let has_left = |group: GroupId| leader(group).is_some_and(|status| seat_in(status, me).is_none());
+    removed && groups.into_iter().all(has_left)
 }
 
 /// Whether this server takes part in Raft. Opens once.
@@ -170,12 +175,20 @@ impl Entrance {
 }
 
 /// Stops a server that was removed: as it gets no entries any more, it can only hear of it from the others.
-pub(crate) async fn watch_removal(group: Arc<Group>, stop: CancellationToken) -> Result<(), BoxError> {
+pub(crate) async fn watch_removal(
+    about: Arc<About>,
+    group: Arc<Group>,
+    stop: CancellationToken,
+) -> Result<(), BoxError> {
     loop {
         let seats = group.roll.borrow().membership.clone();
         let members = seats.nodes().map(|(id, seat)| (*id, seat.member.clone())).collect();
-        if !group.has_leader() && is_out(group.me, &replies(&group.peers, &members).await) {
-            return Err(Box::new(ConsensusError::Removed { id: group.me }));
+        if !group.has_leader() {
+            let mut replies = replies(&group.peers, &members).await;
+            replies.push(about.reply());
+            if is_out(group.me, about.groups.keys().copied(), &replies) {
+                return Err(Box::new(ConsensusError::Removed { id: group.me }));
+            }
         }
         let clock = group.clock();
         if timeout(clock.as_ref(), REMOVED_TICK, stop.cancelled()).await.is_ok() {
@@ -300,11 +313,24 @@ mod tests {
 
     #[test]
     fn a_server_is_out_when_no_group_has_it_any_more() {
-        let mut removed = reply(vec![status(GroupId::COUNCIL, Role::Leader, 9)]);
-        removed.removed = vec![ME];
-        assert!(is_out(ME, &[removed.clone()]));
-        removed.groups = vec![knows_me(status(GroupId::TENANTS, Role::Leader, 9), false)];
-        assert!(!is_out(ME, &[removed]), "a group has it still");
-        assert!(!is_out(ME, &[]), "nobody says so");
+        let groups = [GroupId::COUNCIL, GroupId::TENANTS];
+        let out = |replies: &[pb::StatusReply]| is_out(ME, groups, replies);
+        let leads = |group: GroupId, term: u64| pb::GroupStatus {
+            term,
+            ..status(group, Role::Leader, 9)
+        };
+        let (council, tenants) = (leads(GroupId::COUNCIL, 7), leads(GroupId::TENANTS, 7));
+        let mut other = reply(vec![council.clone(), tenants]);
+        assert!(!out(&[other.clone()]), "nobody says so");
+        assert!(!out(&[]), "nobody answers");
+        other.removed = vec![ME];
+        assert!(out(&[other.clone()]));
+        let own = |term| reply(vec![knows_me(leads(GroupId::TENANTS, term), false)]);
+        assert!(out(&[other.clone(), own(6)]), "it does not know yet that another leads");
+        assert!(!out(&[other.clone(), own(8)]), "it leads that group itself");
+        other.groups = vec![council.clone(), knows_me(leads(GroupId::TENANTS, 7), false)];
+        assert!(!out(&[other.clone()]), "a group has it still");
+        other.groups = vec![council, status(GroupId::TENANTS, Role::Candidate, 9)];
+        assert!(!out(&[other]), "a group may need its vote to elect a leader");
     }
 }

@@ -27,6 +27,11 @@ use tokio_util::sync::CancellationToken;
 
 /// Wait before a step is tried again, and between two looks at whether the groups have followed.
 const RETRY: Duration = Duration::from_millis(50);
+/// Looks before it is believed that a member does not answer, and the pause between two.
+const LOOKS: usize = 3;
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// How many times as long as a write a change may take: it is several of them, and leadership may have to move.
+const CHANGE: u32 = 4;
 /// How often a leader looks whether something is to be noted of the members.
 const TICK: Duration = Duration::from_millis(500);
 /// For handing leadership over.
@@ -246,7 +251,7 @@ impl Changes {
     /// Makes a change wherever the leader is. Completes when all groups have followed.
     pub(crate) async fn change(&self, change: &Change) -> Result<(), ConsensusError> {
         let council = &self.council;
-        let limit = council.settings().request_timeout * 2;
+        let limit = council.settings().request_timeout * CHANGE;
         let deadline = council.clock().mono() + limit;
         let mut leadership = council.leadership.subscribe();
         let mut again = false;
@@ -307,7 +312,7 @@ impl Changes {
     pub(crate) async fn change_for(&self, request: pb::ChangeRequest) -> Result<pb::ChangeReply, tonic::Status> {
         use pb::change_reply::{Done, Elsewhere, Result as R};
         let (change, again) = codec::change_from_pb(request)?;
-        let deadline = self.council.clock().mono() + self.council.settings().request_timeout;
+        let deadline = self.council.clock().mono() + self.council.settings().request_timeout * (CHANGE - 1);
         let result = match self.change_here(&change, again, deadline).await {
             Ok(()) => R::Done(Done {}),
             Err(Fault::Refused(refusal)) => R::Refused(codec::refusal_to_pb(&refusal)),
@@ -329,14 +334,28 @@ impl Changes {
         if !council.leads() || !leads.is_ok_and(|index| index.is_some()) {
             return Err(elsewhere("this server does not lead"));
         }
-        let view = self.look().await;
-        let (now, _) = council.roster();
-        let wanted = decide(&now, &view.seen, council.me, change, again).map_err(Fault::Refused)?;
+        let (wanted, live) = self.decided(change, again).await.map_err(Fault::Refused)?;
         tracing::info!(?change, "the members are to change");
-        self.drive(&wanted, &view.seen.live, deadline)
-            .await
-            .map_err(Fault::begun)?;
+        self.drive(&wanted, &live, deadline).await.map_err(Fault::begun)?;
         self.settle(deadline).await.map_err(Fault::begun)
+    }
+
+    /// What the members shall be, and who answers. That too few answer is believed only when it is seen again and again: a busy
+    /// one may be slow, and a connection may have to be made anew.
+    async fn decided(&self, change: &Change, again: bool) -> Result<(Roster, BTreeSet<NodeId>), Refusal> {
+        let council = &self.council;
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            let seen = self.look().await.seen;
+            let (now, _) = council.roster();
+            match decide(&now, &seen, council.me, change, again) {
+                Ok(wanted) => return Ok((wanted, seen.live)),
+                Err(Refusal::Unreachable { .. } | Refusal::Unstarted { .. }) if looks < LOOKS => {}
+                Err(refusal) => return Err(refusal),
+            }
+            council.clock().sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// Brings the council to `wanted`, step by step.

@@ -33,7 +33,7 @@ use hanse_state::engine::{LogWriter, WriteBatch};
 use hanse_state::machine::Machine;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -371,6 +371,11 @@ impl Node {
             .map_or_else(Roster::default, |group| group.roster().0)
     }
 
+    /// Servers that were members once, by what is applied here. Their ids are never used again.
+    pub fn removed(&self) -> BTreeSet<NodeId> {
+        self.inner.about.removed()
+    }
+
     /// Changes the members of all groups, wherever their leaders are. Completes when all groups have followed; may be asked for
     /// again when it is not known whether it was done.
     pub async fn change(&self, change: Change) -> Result<(), ConsensusError> {
@@ -506,7 +511,7 @@ impl Starting<'_> {
             let name = format!("members of {}", group_name(*id));
             self.supervisor.spawn(TaskKind::Consensus, name, task);
         }
-        let task = watch_removal(Arc::clone(council), stop);
+        let task = watch_removal(Arc::clone(about), Arc::clone(council), stop);
         self.supervisor.spawn(TaskKind::Consensus, "removal", task);
         Ok(changes)
     }

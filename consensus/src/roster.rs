@@ -296,9 +296,10 @@ fn remove(now: &Roster, seen: &Seen, me: NodeId, id: NodeId, again: bool) -> Res
     if !now.seats.contains_key(&id) {
         return Err(Refusal::NoSuchMember { id });
     }
-    // One that is down is missed by nobody.
+    // One that is down is missed by nobody; unless it only seems so, because the others' votes do not make a quorum without it.
     let present = answering(seen, &after);
-    if (id == me || seen.live.contains(&id)) && present < needed {
+    let counts = id == me || seen.live.contains(&id) || answering(seen, &now.voters) < quorum(now.voters.len());
+    if counts && present < needed {
         return Err(Refusal::Unreachable {
             voters,
             present,
@@ -432,6 +433,13 @@ mod tests {
         }
     }
 
+    /// One voter, and two that were up and await their votes.
+    fn started_but_voteless() -> Roster {
+        let mut now = roster(&[1], &[], &[2, 3]);
+        now.seats.values_mut().for_each(|seat| seat.held = true);
+        now
+    }
+
     fn seen(live: &[NodeId], behind: &[(NodeId, u64)]) -> Seen {
         Seen {
             live: live.iter().copied().collect(),
@@ -520,7 +528,7 @@ mod tests {
 
     #[test]
     fn removals_are_allowed_while_a_quorum_would_be_left() {
-        let cases: [(&str, Roster, &[NodeId], NodeId, &str); 10] = [
+        let cases: [(&str, Roster, &[NodeId], NodeId, &str); 12] = [
             ("one of three", roster(&[1, 2, 3], &[], &[]), &[1, 2, 3], 3, ""),
             ("the leader of three", roster(&[1, 2, 3], &[], &[]), &[1, 2, 3], 1, ""),
             ("the dead one of three", roster(&[1, 2, 3], &[], &[]), &[1, 2], 3, ""),
@@ -537,6 +545,20 @@ mod tests {
                 &[1, 2],
                 1,
                 "only 1 answer",
+            ),
+            (
+                "one that is slow to answer beside a dead one",
+                roster(&[1, 2, 3], &[], &[]),
+                &[1],
+                2,
+                "of 2 voters after the change 2 would be needed, but only 1 answer: 1 too few",
+            ),
+            (
+                "one of two that died before they voted",
+                started_but_voteless(),
+                &[1],
+                2,
+                "",
             ),
             ("one of two", roster(&[1, 2], &[], &[]), &[1, 2], 2, ""),
             (

@@ -46,7 +46,7 @@ pub use authn::{ACCESS_KEY_PREFIX, ENROLMENT_TOKEN_PREFIX, access_key, enrolment
 pub use error::GatewayError;
 pub use listen::tls_config;
 pub use oidc::{Oidc, OidcFiles, OidcIssuer};
-pub use parts::{BackupOf, BackupStream, Backups, ClusterStatus, GatewayParts, Limits};
+pub use parts::{BackupOf, BackupStream, Backups, ChangeFault, ClusterStatus, GatewayParts, Limits};
 pub use throttle::{LoginLimits, Rate};
 
 use apiserver::backend::Backend;

@@ -23,7 +23,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How the servers are.
+/// Why the members were not changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangeFault {
+    /// They must not be, for this reason.
+    Refused(String),
+    /// It is not known whether they were.
+    Store(StoreError),
+}
+
+/// How the servers are, and what changes who they are.
 #[async_trait]
 pub trait ClusterStatus: Send + Sync + 'static {
     /// All servers with their status; one that does not answer is there with `online: false`.
@@ -31,6 +40,11 @@ pub trait ClusterStatus: Send + Sync + 'static {
     /// Whether this server, lately started, waits for agents that others hold. It is not ready until then: a load balancer
     /// would send it requests for tenants that it cannot reach yet.
     fn awaits_agents(&self) -> bool;
+    /// Takes the server with this name and id out of the system for good; its object goes as well, through `objects`. May be
+    /// asked for again.
+    async fn remove(&self, objects: &Objects, name: &str, id: u64) -> Result<(), ChangeFault>;
+    /// Lets the members reach the server with this id at another address, `host:port`.
+    async fn relocate(&self, id: u64, address: &str) -> Result<(), ChangeFault>;
 }
 
 /// What a backup is of.

@@ -1,9 +1,10 @@
-//! What a server changes of its own accord, for the audit: the first objects, enrolments of agents, and what controllers make
-//! and take away. What they note about the state of things is left out: it is the system's memory and nobody's doing.
+//! What a server changes of its own accord, for the audit: the first objects, agents and servers that are let in, and what
+//! controllers make and take away. What they note about the state of things is left out: it is the system's memory and nobody's
+//! doing.
 
 use hanse_api::kinds::{
-    ACCESS_KEYS, CLUSTER_ROLE_TEMPLATES, CLUSTERS, ENROLMENT_TOKENS, IDENTITIES, KindName, PROJECT_SECRETS, PROJECTS,
-    REGIONS, SHARED_SECRETS, TEAMS, USERS, VIRTUAL_CLUSTER_INSTANCES,
+    ACCESS_KEYS, CLUSTER_ROLE_TEMPLATES, CLUSTERS, ENROLMENT_TOKENS, IDENTITIES, JOIN_TOKENS, KindName,
+    PROJECT_SECRETS, PROJECTS, REGIONS, SERVERS, SHARED_SECRETS, TEAMS, USERS, VIRTUAL_CLUSTER_INSTANCES,
 };
 use hanse_runtime::clock::SharedClock;
 use hanse_runtime::rng::SharedRng;
@@ -18,9 +19,11 @@ const SEEN: &[KindName] = &[
     CLUSTERS,
     ENROLMENT_TOKENS,
     IDENTITIES,
+    JOIN_TOKENS,
     PROJECT_SECRETS,
     PROJECTS,
     REGIONS,
+    SERVERS,
     SHARED_SECRETS,
     TEAMS,
     USERS,
@@ -82,8 +85,8 @@ impl Author for ServerAuthor {
             let (verb, key) = match op {
                 Op::Create { key, .. } => ("create", key),
                 Op::Delete { key, .. } => ("delete", key),
-                // A token is used up when an agent is let in.
-                Op::Update { key, .. } if key.kind == ENROLMENT_TOKENS => ("update", key),
+                // A token is used up when an agent or a server is let in.
+                Op::Update { key, .. } if [ENROLMENT_TOKENS, JOIN_TOKENS].contains(&key.kind) => ("update", key),
                 Op::Update { .. } | Op::Require { .. } => return None,
             };
             SEEN.contains(&key.kind).then(|| self.event(verb, key))
@@ -129,6 +132,10 @@ mod tests {
             // Or trimming the trail would make it longer.
             delete(&AUDIT_EVENTS),
             update(&ENROLMENT_TOKENS),
+            create(&SERVERS),
+            update(&JOIN_TOKENS),
+            // It notes its own addresses at every start.
+            update(&SERVERS),
         ]);
         let read = |event: &String| {
             let event: Value = serde_json::from_str(event).unwrap();
@@ -148,7 +155,9 @@ mod tests {
             [
                 "create users ",
                 "delete virtualclusterinstances p-a",
-                "update enrolmenttokens "
+                "update enrolmenttokens ",
+                "create servers ",
+                "update jointokens "
             ]
         );
     }

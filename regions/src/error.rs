@@ -134,6 +134,77 @@ impl EnrolError {
     }
 }
 
+/// Why a new server did not get its place. The words go to its operator.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// Not of the form `<id>.<secret>`, unknown, not for a server, or the secret is wrong. One message for all, so that nobody
+    /// can probe.
+    #[error("the token is not valid, or not for a server; make a new one with `hanse server token create`")]
+    BadToken,
+    /// Its time is over.
+    #[error(
+        "the token for a server of region {region:?} expired at {expires}; make a new one with `hanse server token create`"
+    )]
+    Expired {
+        /// Region that it was for.
+        region: String,
+        /// Until when it was good.
+        expires: hanse_api::Timestamp,
+    },
+    /// Another key used it.
+    #[error(
+        "the token for a server of region {region:?} was used by another key; make a new one, and find out who did"
+    )]
+    Used {
+        /// Region that it was for.
+        region: String,
+    },
+    /// It was used for a server of another name.
+    #[error("the token was used for the server {name:?}; go on with that name, or make a new token")]
+    OtherName {
+        /// That server.
+        name: String,
+    },
+    /// The server that it made was removed.
+    #[error(
+        "the server {name:?} that this token made was removed for good; make a new token, and join with an empty folder"
+    )]
+    Removed {
+        /// That server.
+        name: String,
+    },
+    /// The name is another server's.
+    #[error("there is a server {name:?} already; choose another name, or remove that one first")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// Others kept changing the same objects.
+    #[error("others joined or left at the same time; try again")]
+    Contended,
+    /// The request for a certificate cannot be read or signed.
+    #[error("the certificate request is not valid")]
+    Request(#[source] PkiError),
+    /// The council did not answer.
+    #[error("the council did not answer; is a majority of servers alive? Try again")]
+    Council(#[source] ObjectError),
+    /// A stored object cannot be read.
+    #[error("a stored token or server cannot be read")]
+    Json(#[source] serde_json::Error),
+}
+
+impl JoinError {
+    /// Whether the same request may succeed later.
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Council(error) => error.retryable(),
+            Self::Contended => true,
+            Self::BadToken | Self::Expired { .. } | Self::Used { .. } | Self::OtherName { .. } => false,
+            Self::Removed { .. } | Self::NameTaken { .. } | Self::Request(_) | Self::Json(_) => false,
+        }
+    }
+}
+
 /// Why the first objects of a server could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {

@@ -6,7 +6,8 @@
 //! - [`controllers`]: the controllers, one file each.
 //! - [`reports`], [`observation`]: what agents observe, stored when it changes.
 //! - [`deliver`]: intents to agents. [`hosts`]: who may use which key space.
-//! - [`enrolment`], [`bootstrap`]: certificates of agents, and the first objects. [`author`]: what a server does by itself, for the audit.
+//! - [`enrolment`], [`joining`], [`bootstrap`]: certificates of agents, places of new servers, and the first objects.
+//!   [`author`]: what a server does by itself, for the audit.
 //! - [`service`]: all of it on one server.
 
 pub mod address;
@@ -21,6 +22,7 @@ pub mod enrolment;
 pub mod error;
 pub mod feed;
 pub mod hosts;
+pub mod joining;
 pub mod lease;
 pub mod observation;
 pub mod reconciler;

@@ -31,7 +31,7 @@ pub struct ServerConfig {
     pub raft: RaftSection,
     /// QUIC endpoint for agents.
     pub tunnel: TunnelSection,
-    /// Servers that the system starts with: the same list on each of them.
+    /// Servers that the system starts with: the same list on each of them. Who joins or leaves later stands in the log.
     #[serde(rename = "member", default)]
     pub members: Vec<MemberConfig>,
     /// First administrator.
@@ -81,15 +81,15 @@ pub struct GatewaySection {
     pub login_steps_per_minute: u32,
 }
 
-const fn default_failed_logins() -> u32 {
+pub(crate) const fn default_failed_logins() -> u32 {
     30
 }
 
-const fn default_login_steps() -> u32 {
+pub(crate) const fn default_login_steps() -> u32 {
     300
 }
 
-const fn default_login_seconds() -> u64 {
+pub(crate) const fn default_login_seconds() -> u64 {
     86_400
 }
 
@@ -107,6 +107,9 @@ pub struct RaftSection {
     /// and a random time on top: 1.2 to 1.6 s by default.
     #[serde(default = "default_election_ms")]
     pub election_ms: u64,
+    /// Whether this server came to a system that was there (`hanse server join`): it then never forms one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub joins: bool,
 }
 
 const fn default_heartbeat_ms() -> u64 {

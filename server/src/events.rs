@@ -1,5 +1,6 @@
-//! What the tunnel asks of the rest of the server: take a report, answer a tenant's store call, enrol an agent.
+//! What the tunnel asks of the rest of the server: take a report, answer a tenant's store call, enrol an agent, take a server in.
 
+use crate::joining::Door;
 use async_trait::async_trait;
 use bytes::Bytes;
 use hanse_regions::{HostRefusal, Regions};
@@ -9,7 +10,7 @@ use hanse_runtime::supervisor::chain;
 use hanse_state::objects::Objects;
 use hanse_state::{Access, StoreError};
 use hanse_tunnel::enrol::EnrolmentToken;
-use hanse_tunnel::{Body, Enrolled, ServerEvents, StoreHead, TunnelError};
+use hanse_tunnel::{Admitted, Body, Enrolled, ServerEvents, StoreHead, TunnelError};
 use http_body_util::BodyExt;
 use std::sync::OnceLock;
 use tonic::service::Routes;
@@ -27,6 +28,8 @@ pub struct Events {
     pub clock: SharedClock,
     /// Set once the controllers run; they need the tunnel, which needs this.
     pub regions: OnceLock<Regions>,
+    /// Takes new servers in.
+    pub(crate) door: Door,
 }
 
 impl Events {
@@ -120,5 +123,11 @@ impl ServerEvents for Events {
                 Err(error.to_string())
             }
         }
+    }
+
+    async fn admit(&self, token: &str, csr_pem: &str, newcomer: Bytes) -> Result<Admitted, String> {
+        let token = EnrolmentToken::parse(token).map_err(|error| error.to_string())?;
+        let admitted = self.door.admit(&self.ca, &token, csr_pem, &newcomer).await;
+        admitted.inspect_err(|why| tracing::warn!(token = token.id(), why, "a server was not taken in"))
     }
 }

@@ -5,6 +5,7 @@
 //! - [`events`] answers what the tunnel asks of the rest (reports, store calls, enrolment).
 //! - [`readiness`] says when a server that was started may take users.
 //! - [`backup`] takes backups while the server runs, [`restore`] makes a data directory of one.
+//! - [`joining`] takes new servers in, and is what they ask; `membership` follows who the members are.
 //! - [`status`] is the live status of all servers for the gateway.
 //! - [`store_role`] is the store alone, in the place of etcd; `store_members` sees to its members.
 
@@ -13,6 +14,8 @@ pub mod config;
 pub mod error;
 pub mod events;
 pub mod files;
+pub mod joining;
+mod membership;
 pub mod node;
 pub mod readiness;
 pub mod restore;

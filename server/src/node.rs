@@ -5,6 +5,8 @@ use crate::config::{MemberConfig, ServerConfig};
 use crate::error::ServerError;
 use crate::events::Events;
 use crate::files;
+use crate::joining::{Common, Door};
+use crate::membership;
 use crate::readiness::await_agents;
 use crate::signals;
 use crate::status::{self, LiveStatus};
@@ -181,19 +183,18 @@ async fn serve(
     let credentials = || Credentials::from_pem(&secrets.cert_pem, &secrets.key_pem, &secrets.ca_pem);
     let objects = Objects::new(node.council()).by(author(&config.name, &machine.clock, &machine.rng));
     let signer = Arc::new(Signer::new(&credentials().map_err(part("the tunnel"))?).map_err(part("the tunnel"))?);
-    let events = Arc::new(Events {
+    let door = door(config, machine, (node, &objects), &secrets.sealer);
+    let events = Events {
         etcd: counted_routes(machine, node),
         objects: objects.clone(),
         ca: secrets.ca,
         clock: Arc::clone(&machine.clock),
         regions: OnceLock::new(),
-    });
-    let hub = start_hub(
-        config,
-        machine,
-        credentials().map_err(part("the tunnel"))?,
-        Arc::clone(&events),
-    )?;
+        door,
+    };
+    let events = Arc::new(events);
+    let own = credentials().map_err(part("the tunnel"))?;
+    let hub = start_hub(config, machine, own, Arc::clone(&events))?;
     status::tell(node, Arc::clone(&hub) as _);
     let gateway = Gateway::new(GatewayParts {
         objects: objects.clone(),
@@ -256,6 +257,18 @@ fn limits(config: &ServerConfig) -> Limits {
             ..LoginLimits::default()
         },
         ..Limits::default()
+    }
+}
+
+/// Where new servers come in.
+fn door(config: &ServerConfig, machine: &Machine, (node, objects): (&Node, &Objects), sealer: &Sealer) -> Door {
+    Door {
+        node: node.clone(),
+        objects: objects.clone(),
+        sealer: sealer.clone(),
+        clock: Arc::clone(&machine.clock),
+        rng: Arc::clone(&machine.rng),
+        common: Common::of(config),
     }
 }
 
@@ -357,16 +370,36 @@ fn listen(
     Ok(())
 }
 
+/// Starts what follows the members of the cluster.
+fn follow_members(machine: &Machine, node: &Node, objects: &Objects) {
+    let spawn = |kind: TaskKind, name: &'static str, task: futures::future::BoxFuture<'static, _>| {
+        machine.supervisor.spawn(kind, name, task);
+    };
+    let stop = |kind: TaskKind| machine.supervisor.shutdown_token().phase(kind.phase());
+    let clock = || Arc::clone(&machine.clock);
+    let kind = TaskKind::BestEffort;
+    let sweep = membership::sweep(node.clone(), objects.clone(), clock(), stop(kind));
+    spawn(kind, "entries of removed servers", Box::pin(sweep));
+    let progress = membership::tell_progress(node.clone(), clock(), stop(kind));
+    spawn(kind, "progress", Box::pin(progress));
+}
+
 /// Becomes part of the cluster and makes sure of the first objects, while everything else already answers that it waits.
 fn form(config: &ServerConfig, machine: &Machine, node: &Node, objects: &Objects) {
+    follow_members(machine, node, objects);
     let (seed, node, objects) = (seed(config), node.clone(), objects.clone());
+    let joins = config.raft.joins;
     let (clock, rng) = (Arc::clone(&machine.clock), Arc::clone(&machine.rng));
     let stop = machine.supervisor.shutdown_token();
     machine
         .supervisor
         .spawn(TaskKind::Controller, "forming the cluster", async move {
             let work = async {
-                node.initialize(FORMING).await?;
+                if joins {
+                    node.join(FORMING).await?;
+                } else {
+                    node.initialize(FORMING).await?;
+                }
                 while let Err(error) = bootstrap(&objects, clock.as_ref(), rng.as_ref(), &seed).await {
                     tracing::info!(error = chain(&error), "the first objects cannot be written yet");
                     clock.sleep(BOOTSTRAP_RETRY).await;

@@ -1,10 +1,11 @@
 //! Live status of all servers: asked over the Raft port, joined with what the registry says of them.
 
+use crate::membership;
 use async_trait::async_trait;
 use hanse_api::kinds::SERVERS;
 use hanse_api::resources::{Server, ServerStatus};
-use hanse_consensus::{MemberStatus, Node};
-use hanse_gateway::ClusterStatus;
+use hanse_consensus::{MemberStatus, Node, Roster};
+use hanse_gateway::{ChangeFault, ClusterStatus};
 use hanse_state::objects::{Objects, Page};
 use hanse_tunnel::AgentHub;
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,7 @@ impl ClusterStatus for LiveStatus {
             }
         };
         let live = self.node.cluster_status().await;
+        let roster = self.node.roster();
         known
             .iter()
             .filter_map(|stored| match serde_json::from_slice::<Server>(&stored.value) {
@@ -49,12 +51,20 @@ impl ClusterStatus for LiveStatus {
                     None
                 }
             })
-            .map(|server| join(server, &live))
+            .map(|server| join(server, &live, &roster))
             .collect()
     }
 
     fn awaits_agents(&self) -> bool {
         !self.agents_here.is_cancelled()
+    }
+
+    async fn remove(&self, objects: &Objects, name: &str, id: u64) -> Result<(), ChangeFault> {
+        membership::remove(&self.node, objects, name, id).await
+    }
+
+    async fn relocate(&self, id: u64, address: &str) -> Result<(), ChangeFault> {
+        membership::relocate(&self.node, id, address).await
     }
 }
 
@@ -93,10 +103,12 @@ pub(crate) fn told_agents(member: &MemberStatus) -> Vec<String> {
 }
 
 /// The stored server with what was observed of it.
-fn join(mut server: Server, live: &[MemberStatus]) -> Server {
+fn join(mut server: Server, live: &[MemberStatus], roster: &Roster) -> Server {
     let member = live.iter().find(|member| member.id == server.spec.id);
     server.status = member.map_or_else(ServerStatus::default, |member| ServerStatus {
         online: member.online,
+        seat: membership::seat(roster, member.id),
+        address: member.address.clone(),
         version: member.version.clone(),
         groups: member.groups.clone(),
         agents: told_agents(member),
@@ -118,7 +130,7 @@ mod tests {
             online: true,
             ..MemberStatus::default()
         }];
-        assert!(!join(server.clone(), &live).status.online);
+        assert!(!join(server.clone(), &live, &Roster::default()).status.online);
         let live = [MemberStatus {
             id: 2,
             online: true,
@@ -126,7 +138,7 @@ mod tests {
             extra: br#"{"agents": ["eu"], "newer": 1}"#.to_vec(),
             ..MemberStatus::default()
         }];
-        let joined = join(server, &live);
+        let joined = join(server, &live, &Roster::default());
         assert!(joined.status.online && joined.status.version == "x" && joined.status.agents == ["eu"]);
     }
 }

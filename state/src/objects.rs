@@ -218,6 +218,11 @@ impl ObjectError {
 pub trait Author: Send + Sync {
     /// An event for each part of a commit that the audit shall know of.
     fn events(&self, ops: &[Op]) -> Vec<String>;
+
+    /// An event that says what is about to happen, for what is more than a commit.
+    fn begun(&self) -> Option<String> {
+        None
+    }
 }
 
 /// The registry.
@@ -254,6 +259,14 @@ impl Objects {
     pub async fn record(&self, events: Vec<String>) -> Result<(), ObjectError> {
         self.store.txn_audited(pb::TxnRequest::default(), events).await?;
         Ok(())
+    }
+
+    /// Writes the audit event of what is about to happen and is more than a commit, before it does.
+    pub async fn begin(&self) -> Result<(), ObjectError> {
+        match self.author.as_ref().and_then(|author| author.begun()) {
+            Some(event) => self.record(vec![event]).await,
+            None => Ok(()),
+        }
     }
 
     /// The store below.

@@ -148,6 +148,19 @@ pub struct Enrolled {
     pub cluster: String,
 }
 
+/// A server that was taken in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// Its certificate, PEM.
+    pub cert_pem: String,
+    /// The system's authority, PEM.
+    pub ca_pem: String,
+    /// Its name.
+    pub name: String,
+    /// Its place in the system, in a form that the tunnel does not know.
+    pub place: Bytes,
+}
+
 /// What the server's side of the tunnel calls.
 #[async_trait]
 pub trait ServerEvents: Send + Sync + 'static {
@@ -157,6 +170,10 @@ pub trait ServerEvents: Send + Sync + 'static {
     async fn store_call(&self, cluster: &str, head: StoreHead, body: Body) -> http::Response<Body>;
     /// A new agent shows its token. The error is for its operator.
     async fn enrol(&self, token: &str, csr_pem: &str) -> Result<Enrolled, String>;
+    /// A new server shows its token and says of itself what `newcomer` holds. The error is for its operator.
+    async fn admit(&self, _token: &str, _csr_pem: &str, _newcomer: Bytes) -> Result<Admitted, String> {
+        Err("no server can join here".to_owned())
+    }
 }
 
 /// What the agent's side of the tunnel calls.

@@ -23,11 +23,11 @@ pub mod testing;
 pub mod wire;
 
 pub use api::{
-    AgentEvents, AgentHub, Body, Enrolled, ServerEvents, SessionInfo, TunnelIo, Upgraded, Uplink, empty_body,
+    Admitted, AgentEvents, AgentHub, Body, Enrolled, ServerEvents, SessionInfo, TunnelIo, Upgraded, Uplink, empty_body,
     full_body, refuse, take_refusal,
 };
 pub use dialer::{ConnectionInfo, Dialer, DialerConfig, ServerAddress};
-pub use enrol::{EnrolmentToken, enrol};
+pub use enrol::{EnrolmentToken, Newcomer, enrol, join};
 pub use error::{Delivery, TunnelError};
 pub use exchange::splice::{LINGER, splice};
 pub use hub::{Hub, HubConfig, Parts};

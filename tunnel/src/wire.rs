@@ -148,6 +148,9 @@ pub(crate) struct EnrolRequest {
     pub(crate) token: String,
     #[prost(string, tag = "2")]
     pub(crate) csr_pem: String,
+    /// Not empty: no agent but a server asks, and this is what it says of itself, in a form that the tunnel does not know.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(crate) newcomer: Bytes,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -161,6 +164,11 @@ pub(crate) struct EnrolAnswer {
     pub(crate) ca_pem: String,
     #[prost(string, tag = "4")]
     pub(crate) cluster: String,
+    /// The name of the server that was taken in, and its place; where a server asked.
+    #[prost(string, tag = "5")]
+    pub(crate) server: String,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub(crate) place: Bytes,
 }
 
 /// Appends `message` as a frame.

@@ -75,6 +75,36 @@ pub struct EnrolmentTokenSpec {
     pub used_by_key_sha256: Option<String>,
 }
 
+/// A one-time token by which a new server joins; the object's name is the token's public id.
+pub type JoinToken = Object<JoinTokenSpec, ()>;
+
+/// What a join token is good for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct JoinTokenSpec {
+    /// Region of the server that may use it.
+    pub region: String,
+    /// SHA-256 of the secret, in lower-case hex.
+    pub secret_sha256: String,
+    /// Refused after this time.
+    pub expires: Timestamp,
+    /// Set when it was used; a second use is refused, except by the same key for the same server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub used: Option<JoinTokenUse>,
+}
+
+/// Who used a join token.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct JoinTokenUse {
+    /// SHA-256 of the server's public key, in lower-case hex.
+    pub key_sha256: String,
+    /// Name of the server.
+    pub name: String,
+    /// The id that it was given.
+    pub id: u64,
+}
+
 /// The lease under which one server runs the controllers of a region; the object's name is the region's.
 pub type RegionLease = Object<RegionLeaseSpec, ()>;
 

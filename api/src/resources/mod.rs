@@ -15,13 +15,13 @@ pub use access_key::{AccessKey, AccessKeySpec};
 pub use cluster::{Cluster, ClusterSpec, ClusterStatus};
 pub use identity::{Identity, IdentitySpec, LoginGrant, LoginGrantSpec, SpentLogin, SpentLoginSpec};
 pub use internal::{
-    EnrolmentToken, EnrolmentTokenSpec, IntentObject, RegionLease, RegionLeaseSpec, StoreLimits, TenantStore,
-    TenantStoreSpec,
+    EnrolmentToken, EnrolmentTokenSpec, IntentObject, JoinToken, JoinTokenSpec, JoinTokenUse, RegionLease,
+    RegionLeaseSpec, StoreLimits, TenantStore, TenantStoreSpec,
 };
 pub use project::{Project, ProjectSpec, ProjectStatus};
 pub use region::{Region, RegionSpec, RegionStatus};
 pub use secret::{ProjectSecret, SecretSpec, SharedSecret};
-pub use server::{GroupProgress, Server, ServerSpec, ServerStatus};
+pub use server::{GroupProgress, Seat, Server, ServerSpec, ServerStatus};
 pub use user::{
     ClusterRoleTemplate, ClusterRoleTemplateSpec, EntityInfo, RoleName, Team, TeamSpec, User, UserSpec, UserStatus,
 };

@@ -44,12 +44,43 @@ pub struct GroupProgress {
     pub lag: Option<u64>,
 }
 
+/// A server's place among the members of the Raft groups.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Seat {
+    /// It votes.
+    Voter,
+    /// It follows, and gets a vote as soon as it has the data.
+    AwaitingVote,
+    /// It follows only.
+    Learner,
+    /// It has no place: it was removed, or is about to come.
+    #[default]
+    None,
+}
+
+impl Seat {
+    /// For people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Voter => "Voter",
+            Self::AwaitingVote => "AwaitingVote",
+            Self::Learner => "Learner",
+            Self::None => "None",
+        }
+    }
+}
+
 /// What is observed of a server. Computed when asked for, never stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServerStatus {
     /// Whether it answered.
     pub online: bool,
+    /// Its place among the members.
+    pub seat: Seat,
+    /// `host:port` by which the members reach its Raft service; the log's word, which goes before `spec.raft`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub address: String,
     /// Version of its program.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub version: String,

@@ -13,13 +13,19 @@ const MAX: u64 = 4096;
 
 /// The text of a file that others must not be able to read.
 pub(crate) fn from_file(what: &str, path: &Path) -> Result<Zeroizing<String>> {
+    check_file(what, path)?;
+    files::read_required(path).map(Zeroizing::new)
+}
+
+/// Refuses a file of a secret that others can read.
+pub(crate) fn check_file(what: &str, path: &Path) -> Result<()> {
     let meta = std::fs::metadata(path).map_err(|e| Error::io("read", path, &e))?;
     let mode = meta.permissions().mode() & 0o777;
     if meta.is_file() && mode & 0o077 != 0 {
         let message = format!("{what} in {} can be read by others (mode {mode:o})", path.display());
         return Err(Error::usage(message).hint(format!("chmod 600 {}", path.display())));
     }
-    files::read_required(path).map(Zeroizing::new)
+    Ok(())
 }
 
 /// What comes on standard input.

@@ -133,6 +133,9 @@ pub(crate) async fn remove(
             }
             return Ok((current, marked));
         }
+        if place.kind.delete_whole(backend, &current).await? {
+            return Ok((current, None));
+        }
         let op = match &marked {
             Some(marked) => place.op(backend, &stored, marked)?,
             None => Op::Delete {

@@ -1,16 +1,20 @@
-//! Keys that are shown once: access keys of the caller, and enrolment tokens of agents. Only hashes are stored.
+//! Keys that are shown once: access keys of the caller, enrolment tokens of agents, join tokens of servers. Only hashes are stored.
 
 use super::backend::{Backend, failed};
 use super::object;
 use super::special::typed;
 use crate::authn::{access_key, enrolment_token};
 use crate::authz::Asker;
+use hanse_api::Timestamp;
 use hanse_api::access::{GROUP_TEAM_PREFIX, Owner, Principal, SCOPE_ROLES, Scope};
 use hanse_api::kinds::{
-    ACCESS_KEYS, CLUSTERS, ENROLMENT_TOKENS, KindName, LOFT_GROUP, STORAGE_ACCESS_KEYS, TEAMS, USERS,
+    ACCESS_KEYS, CLUSTERS, ENROLMENT_TOKENS, JOIN_TOKENS, KindName, LOFT_GROUP, STORAGE_ACCESS_KEYS, TEAMS, USERS,
 };
 use hanse_api::meta::ObjectMeta;
-use hanse_api::resources::{AccessKey, AccessKeySpec, Cluster, EnrolmentToken, EnrolmentTokenSpec, Team, User};
+use hanse_api::name::check_label;
+use hanse_api::resources::{
+    AccessKey, AccessKeySpec, Cluster, EnrolmentToken, EnrolmentTokenSpec, JoinToken, JoinTokenSpec, Team, User,
+};
 use hanse_api::status::{Cause, Reason, Status};
 use hanse_runtime::pki::sha256_hex;
 use hanse_state::objects::{ObjectError, ObjectKey, Op, Page, Stored};
@@ -27,7 +31,7 @@ const SCAN_PAGE: i64 = 500;
 /// Most keys of one user that are listed.
 const MAX_KEYS: usize = 1000;
 
-fn invalid(kind: &str, name: &str, field: &str, message: String) -> Box<Status> {
+pub(super) fn invalid(kind: &str, name: &str, field: &str, message: String) -> Box<Status> {
     let cause = Cause {
         reason: "FieldValueInvalid".into(),
         message,
@@ -377,6 +381,40 @@ pub(super) async fn delete_key(backend: &Backend, principal: &Principal, name: &
     }))
 }
 
+/// A one-time token that was just made: how it is stored, and what is shown of it, once.
+struct OneTime {
+    id: String,
+    secret_sha256: String,
+    expires: Timestamp,
+    shown: String,
+}
+
+impl OneTime {
+    /// Makes one that lives as long as `wanted` says; `kind` and `subject` name it in refusals.
+    fn new(backend: &Backend, kind: &str, subject: &str, wanted: &Value) -> Result<Self, Box<Status>> {
+        let life = match wanted["spec"]["ttlSeconds"].as_i64() {
+            None | Some(0) => TOKEN_LIFE,
+            Some(seconds) if seconds > 0 && seconds.unsigned_abs() <= TOKEN_LIFE_MAX.as_secs() => {
+                Duration::from_secs(seconds.unsigned_abs())
+            }
+            Some(seconds) => {
+                let message = format!(
+                    "Invalid value: {seconds}: must be from 1 to {}",
+                    TOKEN_LIFE_MAX.as_secs()
+                );
+                return Err(invalid(kind, subject, "spec.ttlSeconds", message));
+            }
+        };
+        let (id, secret) = (new_id(backend), backend.rng.token());
+        Ok(Self {
+            expires: backend.clock.wall().plus(life),
+            secret_sha256: sha256_hex(secret.as_bytes()),
+            shown: enrolment_token(&id, &secret, &backend.ca_sha256),
+            id,
+        })
+    }
+}
+
 /// Makes a one-time token with which the agent of `cluster` gets its certificate.
 pub(super) async fn enrolment(backend: &Backend, cluster: &str, wanted: &Value) -> Result<Value, Box<Status>> {
     let found: Cluster = typed(backend, &CLUSTERS, cluster).await?;
@@ -386,48 +424,75 @@ pub(super) async fn enrolment(backend: &Backend, cluster: &str, wanted: &Value) 
             format!("cluster {cluster:?} is being deleted; no agent can be enrolled"),
         )));
     }
-    let life = match wanted["spec"]["ttlSeconds"].as_i64() {
-        None | Some(0) => TOKEN_LIFE,
-        Some(seconds) if seconds > 0 && seconds.unsigned_abs() <= TOKEN_LIFE_MAX.as_secs() => {
-            Duration::from_secs(seconds.unsigned_abs())
-        }
-        Some(seconds) => {
-            let message = format!(
-                "Invalid value: {seconds}: must be from 1 to {}",
-                TOKEN_LIFE_MAX.as_secs()
-            );
-            return Err(invalid("EnrolmentToken", cluster, "spec.ttlSeconds", message));
-        }
-    };
-    let (now, id, secret) = (backend.clock.wall(), new_id(backend), backend.rng.token());
-    let expires = now.plus(life);
+    let made = OneTime::new(backend, "EnrolmentToken", cluster, wanted)?;
     let token = EnrolmentToken {
         api_version: ENROLMENT_TOKENS.api_version(),
         kind: ENROLMENT_TOKENS.kind.into(),
-        metadata: new_meta(backend, &id),
+        metadata: new_meta(backend, &made.id),
         spec: EnrolmentTokenSpec {
             cluster: cluster.to_owned(),
-            secret_sha256: sha256_hex(secret.as_bytes()),
-            expires,
+            secret_sha256: made.secret_sha256,
+            expires: made.expires,
             used_by_key_sha256: None,
         },
         status: (),
     };
-    let value = stored_json(&token)?;
-    commit_new(
-        backend,
-        Op::Create {
-            key: ObjectKey::new(&ENROLMENT_TOKENS, "", &id),
-            value,
-        },
-        "enrolmenttokens",
-        &id,
-    )
-    .await?;
+    let op = Op::Create {
+        key: ObjectKey::new(&ENROLMENT_TOKENS, "", &made.id),
+        value: stored_json(&token)?,
+    };
+    commit_new(backend, op, "enrolmenttokens", &made.id).await?;
     Ok(json!({
         "kind": "EnrolmentToken",
         "apiVersion": "management.loft.sh/v1",
         "metadata": { "name": cluster },
-        "status": { "token": enrolment_token(&id, &secret, &backend.ca_sha256), "expires": expires },
+        "status": { "token": made.shown, "expires": made.expires },
+    }))
+}
+
+/// Makes a one-time token by which a server of `region` joins, which may be the first one there. Whether the caller may was asked.
+pub(super) async fn join_token(
+    backend: &Backend,
+    principal: &Principal,
+    region: &str,
+    wanted: &Value,
+) -> Result<Value, Box<Status>> {
+    if let Err(why) = check_label(region) {
+        return Err(invalid(
+            "JoinToken",
+            region,
+            "metadata.name",
+            format!("Invalid value: {region:?}: {why}"),
+        ));
+    }
+    let made = OneTime::new(backend, "JoinToken", region, wanted)?;
+    let token = JoinToken {
+        api_version: JOIN_TOKENS.api_version(),
+        kind: JOIN_TOKENS.kind.into(),
+        metadata: new_meta(backend, &made.id),
+        spec: JoinTokenSpec {
+            region: region.to_owned(),
+            secret_sha256: made.secret_sha256,
+            expires: made.expires,
+            used: None,
+        },
+        status: (),
+    };
+    let op = Op::Create {
+        key: ObjectKey::new(&JOIN_TOKENS, "", &made.id),
+        value: stored_json(&token)?,
+    };
+    commit_new(backend, op, "jointokens", &made.id).await?;
+    tracing::info!(
+        user = principal.user,
+        region,
+        token = made.id,
+        "a token for a new server was made"
+    );
+    Ok(json!({
+        "kind": "JoinToken",
+        "apiVersion": JOIN_TOKENS.api_version(),
+        "metadata": { "name": region },
+        "status": { "token": made.shown, "expires": made.expires },
     }))
 }

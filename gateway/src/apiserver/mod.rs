@@ -20,6 +20,7 @@ mod protobuf;
 pub(crate) mod schema;
 mod sealed;
 mod selector;
+pub(crate) mod servers;
 mod special;
 mod table;
 mod update;

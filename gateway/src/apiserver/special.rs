@@ -5,7 +5,7 @@ use super::backend::{Backend, failed};
 use super::credentials::{self, Tenant};
 use super::keys::{self, Way};
 use super::negotiation::{content_type, decode};
-use super::{ApiRequest, members, not_allowed, protobuf, target, unknown};
+use super::{ApiRequest, members, not_allowed, protobuf, servers, target, unknown};
 use crate::authn::{Identity, effective};
 use crate::proxy::path::RequestInfo;
 use crate::{answer, authz, body};
@@ -113,7 +113,7 @@ pub(crate) fn is_special(info: &RequestInfo) -> bool {
     // Keys are made here and looked at as other objects.
     let makes_key =
         (info.group.as_str(), info.resource.as_str(), info.verb.as_str()) == (STORAGE_GROUP, "accesskeys", "create");
-    below || makes_key || find(info).is_some()
+    below || makes_key || servers::is_here(info) || find(info).is_some()
 }
 
 /// Whether a request that looks like a read makes credentials: it is one that changes something, for the audit.
@@ -139,10 +139,8 @@ pub(crate) async fn serve(
         return of_tenant_cluster(backend, info, request).await;
     }
     authz::authorize(backend, request.principal, &[info.verb.as_str()], &target(info)).await?;
-    if request.method == Method::HEAD && makes_credentials(info) {
-        return Err(not_allowed());
-    }
-    if find(info).is_some_and(|s| !s.verbs.contains(&info.verb.as_str())) {
+    let makes_by_head = request.method == Method::HEAD && makes_credentials(info);
+    if makes_by_head || find(info).is_some_and(|s| !s.verbs.contains(&info.verb.as_str())) {
         return Err(not_allowed());
     }
     let ApiRequest {
@@ -193,6 +191,7 @@ pub(crate) async fn serve(
         ("ownedaccesskeys", _, "delete") => ok(keys::delete_key(backend, principal, &info.name).await?),
         ("projects" | "clusters", _, "get") => ok(part(backend, info, (headers, uri)).await?),
         ("clusters", "enrolmenttoken", "create") => created(keys::enrolment(backend, &info.name, &value()?).await?),
+        _ if servers::is_here(info) => created(servers::serve(backend, principal, info, &value()?).await?),
         _ => Err(not_allowed()),
     }
 }

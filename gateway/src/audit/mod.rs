@@ -377,6 +377,10 @@ impl Author for Writer {
         }
         events
     }
+
+    fn begun(&self) -> Option<String> {
+        self.facts.begun(&self.policy, self.clock.wall())
+    }
 }
 
 /// Why a request was refused, if that is for the audit.

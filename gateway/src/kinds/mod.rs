@@ -206,6 +206,11 @@ pub(crate) trait Kind: Send + Sync + 'static {
         Ok(Vec::new())
     }
 
+    /// Carries a deletion out that is more than taking an object away. True: the object goes by what was done.
+    async fn delete_whole(&self, _backend: &Backend, _object: &Value) -> Result<bool, Box<Status>> {
+        Ok(false)
+    }
+
     /// Adds computed fields to objects that are about to be shown.
     async fn decorate(&self, _backend: &Backend, _caller: Caller<'_>, _objects: &mut [Value]) {}
 }

@@ -1,6 +1,6 @@
 //! Regions.
 
-use super::{Column, Kind, cell, check, column};
+use super::{Column, Kind, Subresource, cell, check, column};
 use crate::apiserver::backend::Backend;
 use crate::apiserver::schema::Parts;
 use async_trait::async_trait;
@@ -20,6 +20,14 @@ impl Kind for Regions {
 
     fn singular(&self) -> &'static str {
         "region"
+    }
+
+    fn subresources(&self) -> &'static [Subresource] {
+        &[Subresource {
+            name: "jointoken",
+            kind: "JoinToken",
+            verbs: &["create"],
+        }]
     }
 
     fn schemas(&self) -> Parts {

@@ -1,12 +1,13 @@
-//! Servers. What is stored is where they are; how they are is asked when somebody looks.
+//! Servers. What is stored is where they are; how they are is asked when somebody looks. Deleting one removes it from the system.
 
-use super::{Caller, Column, Kind, cell, column, wide};
-use crate::apiserver::backend::Backend;
+use super::{Caller, Column, Kind, Subresource, cell, column, wide};
+use crate::apiserver::backend::{Backend, failed};
 use crate::apiserver::object;
 use crate::apiserver::schema::Parts;
+use crate::apiserver::servers;
 use async_trait::async_trait;
 use hanse_api::kinds::{KindName, SERVERS};
-use hanse_api::status::Cause;
+use hanse_api::status::{Cause, Status};
 use serde_json::Value;
 
 pub(super) struct Servers;
@@ -22,8 +23,16 @@ impl Kind for Servers {
     }
 
     fn verbs(&self) -> &'static [&'static str] {
-        // Servers enter themselves; one that is gone for good can be removed.
+        // Servers come by `hanse server join`, and go for good.
         &["delete", "get", "list", "watch"]
+    }
+
+    fn subresources(&self) -> &'static [Subresource] {
+        &[Subresource {
+            name: "move",
+            kind: "ServerMove",
+            verbs: &["create"],
+        }]
     }
 
     fn has_status(&self) -> bool {
@@ -38,6 +47,7 @@ impl Kind for Servers {
         const COLUMNS: &[Column] = &[
             column("Region", "Region that it belongs to"),
             column("Online", "Whether it answers"),
+            column("Seat", "Voter, AwaitingVote, Learner, or None if it is no member"),
             column("Role", "Role in the council"),
             column("Term", "Term of the council"),
             column("Applied", "Last log entry of the council that it applied"),
@@ -51,6 +61,7 @@ impl Kind for Servers {
         vec![
             cell(object, "/spec/region"),
             cell(object, "/status/online"),
+            cell(object, "/status/seat"),
             cell(object, "/status/groups/0/role"),
             cell(object, "/status/groups/0/term"),
             cell(object, "/status/groups/0/appliedIndex"),
@@ -61,6 +72,15 @@ impl Kind for Servers {
 
     fn validate(&self, _object: &Value) -> Vec<Cause> {
         Vec::new()
+    }
+
+    async fn delete_whole(&self, backend: &Backend, object: &Value) -> Result<bool, Box<Status>> {
+        let id = object.pointer("/spec/id").and_then(Value::as_u64).unwrap_or_default();
+        let name = object::name(object);
+        backend.objects.begin().await.map_err(|error| failed(&error))?;
+        let removed = backend.cluster_status.remove(&backend.objects, name, id).await;
+        removed.map_err(|error| servers::fault(&format!("server {name:?} cannot be removed"), &error))?;
+        Ok(true)
     }
 
     async fn decorate(&self, backend: &Backend, _caller: Caller<'_>, objects: &mut [Value]) {

@@ -2,6 +2,7 @@
 
 use crate::world::{API, World};
 use hanse_api::kinds::VIRTUAL_CLUSTER_INSTANCES;
+use hanse_state::objects::Objects;
 use serde_json::{Value, json};
 
 const PROJECTS: &str = "/kubernetes/management/apis/management.loft.sh/v1/projects";
@@ -563,6 +564,18 @@ impl hanse_gateway::ClusterStatus for OneServer {
     fn awaits_agents(&self) -> bool {
         false
     }
+
+    async fn remove(&self, _objects: &Objects, name: &str, id: u64) -> Result<(), hanse_gateway::ChangeFault> {
+        let refusal = format!("{name} has the id {id} and is the last");
+        Err(hanse_gateway::ChangeFault::Refused(refusal))
+    }
+
+    async fn relocate(&self, id: u64, address: &str) -> Result<(), hanse_gateway::ChangeFault> {
+        match (id, address) {
+            (9, "new:1") => Ok(()),
+            other => Err(hanse_gateway::ChangeFault::Refused(format!("{other:?} is taken"))),
+        }
+    }
 }
 
 #[tokio::test]
@@ -582,6 +595,64 @@ async fn servers_show_how_they_are_now() {
         .merge(&format!("{path}/eu-1"), &json!({ "spec": { "region": "us" } }))
         .await
         .fails(405);
+}
+
+#[tokio::test]
+async fn a_server_is_deleted_only_by_leaving_the_members() {
+    let world = World::with(|parts| parts.cluster_status = std::sync::Arc::new(OneServer)).await;
+    let spec = json!({ "id": 9, "region": "eu" });
+    world.put(&hanse_api::kinds::SERVERS, "", "eu-1", spec).await;
+    let path = "/kubernetes/management/apis/hanse.dev/v1/servers/eu-1";
+    world.bob().delete(path).await.fails(403);
+    let refused = world.admin().delete(path).await;
+    let text = refused.fails(409).to_string();
+    assert!(text.contains("eu-1 has the id 9 and is the last"), "{text}");
+    world.admin().get(path).await.good();
+    let place = format!("{path}/move");
+    let to = |address: &str| json!({ "spec": { "raft": address } });
+    world.admin().post(&place, &to("new:1")).await.good();
+    world.admin().post(&place, &to("old:1")).await.fails(409);
+    world.admin().post(&place, &to("new")).await.fails(422);
+    world.bob().post(&place, &to("new:1")).await.fails(403);
+    // Who changes who the servers are is in the trail before anything of it happens, as it may be the end of a server.
+    let all = world.admin().get(&format!("{API}/events")).await.good();
+    let begun = |event: &&Value| {
+        event["status"]["stage"] == "RequestReceived" && event["status"]["user"]["username"] == "admin"
+    };
+    let of = |event: &Value| {
+        format!(
+            "{} {}",
+            event["status"]["verb"], event["status"]["objectRef"]["subresource"]
+        )
+    };
+    let seen: Vec<String> = all["items"].as_array().unwrap().iter().filter(begun).map(of).collect();
+    assert_eq!(seen, [r#""delete" null"#, r#""create" "move""#, r#""create" "move""#]);
+}
+
+#[tokio::test]
+async fn join_tokens_are_for_administrators_shown_once_and_stored_hashed() {
+    let world = World::start().await;
+    let path = "/kubernetes/management/apis/hanse.dev/v1/regions/mars/jointoken";
+    let admin = world.admin();
+    let body = json!({ "spec": { "ttlSeconds": 60 } });
+    let answer = admin.post(path, &body).await.good();
+    let token = answer["status"]["token"].as_str().unwrap().to_owned();
+    let [form, id, secret, pin] = token.split('.').collect::<Vec<_>>()[..] else {
+        panic!("{token}")
+    };
+    assert_eq!((form, pin.len()), ("het1", 64));
+    let key = hanse_state::objects::ObjectKey::new(&hanse_api::kinds::JOIN_TOKENS, "", id);
+    let stored = world.objects.get(&key).await.unwrap().unwrap();
+    let text = String::from_utf8_lossy(&stored.value);
+    assert!(text.contains("\"region\":\"mars\"") && !text.contains(secret), "{text}");
+    admin
+        .post(path, &json!({ "spec": { "ttlSeconds": 10_000_000 } }))
+        .await
+        .fails(422);
+    admin.get(path).await.fails(405);
+    world.bob().post(path, &body).await.fails(403);
+    let listed = "/kubernetes/management/apis/hanse.dev/v1/jointokens";
+    admin.get(listed).await.fails(404);
 }
 
 /// A server that died while it decided about a project's deletion does not block the project for good.

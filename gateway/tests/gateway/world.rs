@@ -5,8 +5,8 @@ use hanse_api::access::GROUP_ADMINS;
 use hanse_api::kinds::{ACCESS_KEYS, CLUSTERS, KindName, PROJECTS, TENANT_STORES, USERS, VIRTUAL_CLUSTER_INSTANCES};
 use hanse_api::resources::Server;
 use hanse_gateway::{
-    AuditPolicy, AuditSinks, BackupOf, BackupStream, Backups, ClusterStatus, Gateway, GatewayParts, Limits, access_key,
-    tls_config,
+    AuditPolicy, AuditSinks, BackupOf, BackupStream, Backups, ChangeFault, ClusterStatus, Gateway, GatewayParts,
+    Limits, access_key, tls_config,
 };
 use hanse_runtime::clock::{SharedClock, SystemClock};
 use hanse_runtime::pki::{LeafSpec, load_certs, load_key, sha256_hex};
@@ -57,6 +57,14 @@ impl ClusterStatus for NoServers {
 
     fn awaits_agents(&self) -> bool {
         self.awaits_agents.load(Ordering::SeqCst)
+    }
+
+    async fn remove(&self, _objects: &Objects, _name: &str, _id: u64) -> Result<(), ChangeFault> {
+        Err(ChangeFault::Store(StoreError::NoLeader))
+    }
+
+    async fn relocate(&self, _id: u64, _address: &str) -> Result<(), ChangeFault> {
+        Err(ChangeFault::Store(StoreError::NoLeader))
     }
 }
 

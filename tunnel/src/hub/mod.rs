@@ -353,13 +353,10 @@ impl Inner {
                 peer: format!("server {}", self.name),
             });
         }
-        let exchange = async {
-            let (streams, _guard) = conn.accept(0).await?;
-            crate::enrol::serve(streams, conn.peer(), &*self.events).await
-        };
-        let outcome = timeout(&*self.parts.clock, self.settings.handshake, exchange).await;
+        let limit = (self.settings.handshake, &self.parts.clock);
+        let outcome = crate::enrol::serve(&conn, &*self.events, limit).await;
         conn.close(Code::None, "enrolment is over");
-        outcome.map_err(TunnelError::deadline("an enrolment"))?
+        outcome
     }
 
     async fn drain(&self) {

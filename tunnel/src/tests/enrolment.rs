@@ -1,8 +1,8 @@
 //! Enrolment of new agents.
 
 use super::*;
-use crate::enrol::{EnrolmentToken, enrol};
-use crate::identity::{Chains, Protocol, ServerTrust};
+use crate::enrol::{EnrolmentToken, Newcomer, enrol, join};
+use crate::identity::{Chains, Identity, Protocol, ServerTrust};
 use crate::quic::{connect_to_enrol, connect_without_certificate};
 use hanse_runtime::clock::SharedClock;
 use hanse_runtime::pki::{self, LeafSpec};
@@ -11,6 +11,12 @@ use std::collections::BTreeSet;
 
 /// A server that enrols cluster `us` once per token.
 fn enrolling(world: &World) -> (ServerHandle, EnrolmentToken) {
+    issuing(world, "hanse://agent/us")
+}
+
+/// A server that issues a certificate with the name `uri` once per token, to whoever asks.
+fn issuing(world: &World, uri: &str) -> (ServerHandle, EnrolmentToken) {
+    let uri = uri.to_owned();
     let ca = world.pki.authority();
     let pin = pki::sha256_hex(&world.pki.ca().unwrap());
     let token = EnrolmentToken::compose("id1", "secret", &pin).unwrap();
@@ -26,7 +32,7 @@ fn enrolling(world: &World) -> (ServerHandle, EnrolmentToken) {
         }
         let spec = LeafSpec {
             common_name: "us".into(),
-            uris: vec!["hanse://agent/us".into()],
+            uris: vec![uri.clone()],
             client: true,
             days: 1,
             ..Default::default()
@@ -129,4 +135,36 @@ async fn without_a_certificate_nothing_else_is_spoken() {
         assert!(ended.text.contains("no client certificate was shown"), "{}", ended.text);
     }
     assert!(server.hub.sessions().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_joins_by_the_same_door_and_takes_only_its_own_name() {
+    let world = World::new();
+    let (clock, limit) = (clock(), world.settings.handshake);
+    let (key, _) = pki::generate_csr("x").unwrap();
+    let newcomer = Newcomer {
+        name: "us-1".into(),
+        about: Bytes::from_static(b"me"),
+    };
+    let (server, token) = issuing(&world, "hanse://server/us-1");
+    let address = server.address.to_string();
+    let joining = join(&address, &token, &key, &newcomer, &world.settings, (limit, &clock));
+    let admitted = soon("place", joining).await.unwrap();
+    assert_eq!(
+        (admitted.name.as_str(), &admitted.place[..]),
+        ("us-1", &b"place of me"[..])
+    );
+    let credentials = Credentials::from_pem(&admitted.cert_pem, &key, &admitted.ca_pem).unwrap();
+    assert_eq!(credentials.identity().unwrap(), Identity::Server("us-1".into()));
+    for uri in ["hanse://server/us-2", "hanse://agent/us-1"] {
+        let (server, token) = issuing(&world, uri);
+        let address = server.address.to_string();
+        let joining = join(&address, &token, &key, &newcomer, &world.settings, (limit, &clock));
+        let fault = soon("place", joining).await.unwrap_err();
+        assert!(matches!(fault, TunnelError::Identity { .. }), "{uri}: {fault}");
+    }
+    let (server, token) = issuing(&world, "hanse://server/us");
+    let address = server.address.to_string();
+    let fault = soon("enrolment", enrol(&address, &token, &key, &world.settings, &clock)).await;
+    assert!(matches!(fault, Err(TunnelError::Identity { .. })), "{fault:?}");
 }

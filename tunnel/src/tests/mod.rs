@@ -6,7 +6,9 @@ mod relay;
 mod sessions;
 mod store;
 
-use crate::api::{AgentEvents, AgentHub, Body, Enrolled, ServerEvents, TunnelIo, Upgraded, empty_body, full_body};
+use crate::api::{
+    Admitted, AgentEvents, AgentHub, Body, Enrolled, ServerEvents, TunnelIo, Upgraded, empty_body, full_body,
+};
 use crate::dialer::{Dialer, DialerConfig, ServerAddress};
 use crate::error::TunnelError;
 use crate::hub::{Hub, HubConfig, Parts};
@@ -91,6 +93,16 @@ impl ServerEvents for TestServer {
 
     async fn enrol(&self, token: &str, csr_pem: &str) -> Result<Enrolled, String> {
         (self.enrol)(token, csr_pem)
+    }
+
+    async fn admit(&self, token: &str, csr_pem: &str, newcomer: Bytes) -> Result<Admitted, String> {
+        let Enrolled { cert_pem, ca_pem, .. } = (self.enrol)(token, csr_pem)?;
+        Ok(Admitted {
+            cert_pem,
+            ca_pem,
+            name: "us-1".to_owned(),
+            place: [b"place of ", &newcomer[..]].concat().into(),
+        })
     }
 }
 

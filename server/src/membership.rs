@@ -1,0 +1,199 @@
+//! What follows the members of the cluster: the entries of servers that were removed go, and a new server tells how far it is.
+
+use hanse_api::kinds::SERVERS;
+use hanse_api::resources::{Seat, Server};
+use hanse_consensus::{Change, ConsensusError, GroupId, Node, NodeId, Refusal, Roster};
+use hanse_gateway::ChangeFault;
+use hanse_runtime::BoxError;
+use hanse_runtime::clock::{SharedClock, timeout};
+use hanse_runtime::supervisor::chain;
+use hanse_state::objects::{ObjectError, Objects, Op, Page, Stored};
+use hanse_state::{Store as _, StoreError};
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// How often the council's leader looks for entries of servers that were removed.
+const SWEEP: Duration = Duration::from_secs(2);
+/// How often a new server looks how far it is.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// A server's place. Pure.
+pub(crate) fn seat(roster: &Roster, id: NodeId) -> Seat {
+    match roster.seats.get(&id) {
+        _ if roster.voters.contains(&id) => Seat::Voter,
+        Some(seat) if seat.awaits_vote => Seat::AwaitingVote,
+        Some(_) => Seat::Learner,
+        None => Seat::None,
+    }
+}
+
+/// Removes the server called so from all groups, and then its entry. This server, when it is the one, has left by then and can
+/// write nothing any more: the others' [`sweep`] takes its entry out.
+pub(crate) async fn remove(node: &Node, objects: &Objects, name: &str, id: NodeId) -> Result<(), ChangeFault> {
+    tracing::info!(name, id, "a server is to be removed");
+    match node.change(Change::Remove(id)).await {
+        // One that never became a member, or is none any more, has an entry only.
+        Ok(()) | Err(ConsensusError::Refused(Refusal::NoSuchMember { .. })) => {}
+        Err(error) => return Err(fault(error)),
+    }
+    if id == node.id() {
+        return Ok(());
+    }
+    let gone = hanse_regions::joining::withdraw(objects, name, id).await;
+    gone.map_err(|error| {
+        tracing::warn!(
+            name,
+            error = chain(&error),
+            "the entry of a server that was removed stays for a moment"
+        );
+        ChangeFault::Store(StoreError::Timeout)
+    })
+}
+
+/// Lets the members reach the server with this id at another address.
+pub(crate) async fn relocate(node: &Node, id: NodeId, address: &str) -> Result<(), ChangeFault> {
+    let address = address.to_owned();
+    node.change(Change::Update { id, address }).await.map_err(fault)?;
+    // Whoever asked looks here next. That this server lags is no fault of the change.
+    if let Err(error) = node.catch_up().await {
+        tracing::debug!(error = chain(&error), "this server does not see the change yet");
+    }
+    Ok(())
+}
+
+fn fault(error: ConsensusError) -> ChangeFault {
+    match error {
+        ConsensusError::Refused(refusal) => ChangeFault::Refused(refusal.to_string()),
+        ConsensusError::Store(error) => ChangeFault::Store(error),
+        error => {
+            tracing::warn!(
+                error = chain(&error),
+                "it is not known whether the members were changed"
+            );
+            ChangeFault::Store(StoreError::Timeout)
+        }
+    }
+}
+
+/// Entries of servers that were removed, as operations that take them out. Pure.
+fn left_over(entered: &[Stored], removed: &BTreeSet<NodeId>) -> Vec<Op> {
+    let is_gone = |stored: &&Stored| {
+        let server: Result<Server, _> = serde_json::from_slice(&stored.value);
+        server.is_ok_and(|server| removed.contains(&server.spec.id))
+    };
+    let op = |stored: &Stored| Op::Delete {
+        key: hanse_state::objects::ObjectKey::new(&SERVERS, &stored.namespace, &stored.name),
+        expected: stored.revision,
+    };
+    entered.iter().filter(is_gone).map(op).collect()
+}
+
+/// Takes the entries of removed servers out, while this server leads the council: so they go also when whoever asked for the
+/// removal did not come to it.
+pub(crate) async fn sweep(
+    node: Node,
+    objects: Objects,
+    clock: SharedClock,
+    stop: CancellationToken,
+) -> Result<(), BoxError> {
+    let leadership = node.leadership(GroupId::COUNCIL);
+    while timeout(clock.as_ref(), SWEEP, stop.cancelled()).await.is_err() {
+        let leads = leadership.as_ref().is_some_and(|seen| seen.borrow().here);
+        let removed = node.removed();
+        if !leads || removed.is_empty() {
+            continue;
+        }
+        let page = Page {
+            local: true,
+            ..Page::default()
+        };
+        let entered = match objects.list(&SERVERS, None, page).await {
+            Ok(list) => list.items,
+            Err(error) => {
+                tracing::debug!(%error, "the servers cannot be listed");
+                continue;
+            }
+        };
+        for op in left_over(&entered, &removed) {
+            match objects.commit(vec![op]).await {
+                Ok(_) | Err(ObjectError::Failed { .. }) => {}
+                Err(error) => tracing::debug!(%error, "the entry of a removed server stays for a moment"),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Tells in the log how far this server is, until it votes or stops.
+pub(crate) async fn tell_progress(node: Node, clock: SharedClock, stop: CancellationToken) -> Result<(), BoxError> {
+    let mut told = None;
+    while timeout(clock.as_ref(), LOOK, stop.cancelled()).await.is_err() {
+        let roster = node.roster();
+        let now = seat(&roster, node.id());
+        let voters = roster.voters.len();
+        let revision = node.council().revision().max(0);
+        if told == Some(now) && now != Seat::AwaitingVote {
+            continue;
+        }
+        match now {
+            Seat::Voter => {
+                tracing::info!(voters, revision, "this server votes");
+                return Ok(());
+            }
+            Seat::AwaitingVote if told != Some(now) => {
+                tracing::info!(revision, "this server follows, and votes as soon as it has the data");
+            }
+            Seat::AwaitingVote => tracing::debug!(revision, "this server catches up"),
+            Seat::Learner => tracing::info!(revision, "this server follows, without a vote"),
+            Seat::None => tracing::info!("this server waits to hear of its place from the members"),
+        }
+        told = Some(now);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use hanse_consensus::Seat as RaftSeat;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn places() {
+        let awaiting = RaftSeat {
+            awaits_vote: true,
+            ..RaftSeat::default()
+        };
+        let roster = Roster {
+            seats: BTreeMap::from([(1, awaiting.clone()), (2, awaiting), (3, RaftSeat::default())]),
+            voters: BTreeSet::from([1]),
+            joint: false,
+        };
+        let places = [1, 2, 3, 4].map(|id| seat(&roster, id));
+        assert_eq!(places, [Seat::Voter, Seat::AwaitingVote, Seat::Learner, Seat::None]);
+    }
+
+    #[test]
+    fn only_entries_of_removed_servers_go() {
+        let entry = |name: &str, id: u64| {
+            let mut server = Server::default();
+            server.spec.id = id;
+            Stored {
+                namespace: String::new(),
+                name: name.to_owned(),
+                revision: 7,
+                created: 7,
+                value: Bytes::from(serde_json::to_vec(&server).unwrap()),
+            }
+        };
+        let mut broken = entry("broken", 2);
+        broken.value = Bytes::from_static(b"{");
+        let ops = left_over(&[entry("a", 1), entry("b", 2), broken], &BTreeSet::from([2, 9]));
+        let [Op::Delete { key, expected: 7 }] = &ops[..] else {
+            panic!("{ops:?}")
+        };
+        assert_eq!(key.name, "b");
+    }
+}
