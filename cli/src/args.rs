@@ -292,7 +292,7 @@ pub(crate) enum Command {
     },
     /// Write everything that the system holds, or one tenant's key space, into a file, while it serves; for administrators
     Backup(BackupArgs),
-    /// Fill the empty data directory of a server from a backup
+    /// Fill the empty data directory of a server from a backup, or put one tenant's key space back while the system serves
     Restore(RestoreArgs),
     /// Show regions, servers, agents and tenants
     Status {

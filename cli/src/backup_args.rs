@@ -40,11 +40,16 @@ pub(crate) struct RestoreArgs {
     /// File that `hanse backup` wrote
     pub(crate) file: PathBuf,
     /// Configuration of the server whose empty data directory is filled; do the same on every server of it, then start them
-    #[arg(long, value_name = "FILE", required_unless_present = "check")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["check", "tenant"])]
     pub(crate) config: Option<PathBuf>,
     /// Only look whether the file is whole, and what it holds
     #[arg(long, conflicts_with = "config")]
     pub(crate) check: bool,
+    /// Put the key space of this tenant cluster back into the running system; what it holds now is lost
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["config", "check"])]
+    pub(crate) tenant: Option<String>,
+    #[command(flatten)]
+    pub(crate) project: ProjectArgs,
     #[command(flatten)]
     pub(crate) passphrase: PassphraseArgs,
     #[command(flatten)]

@@ -34,7 +34,7 @@ use local::{down, region, up};
 use server_args::ServerArgs;
 use std::process::ExitCode;
 use verbs::sso::Way;
-use verbs::{audit, auth, backup, connect, create, key, list, login, people, status, version};
+use verbs::{audit, auth, backup, connect, create, key, list, login, people, restore, status, version};
 
 // A fifth of a busy store's time went into the C library's allocator. RocksDB's allocations come here as well.
 #[global_allocator]
@@ -61,7 +61,6 @@ fn run(cli: Cli) -> Result<()> {
         Command::Agent(process) => role::agent(&process),
         Command::Server(args) => server(&app, args),
         Command::Store { flags } => store::run(&flags, &app.output),
-        Command::Restore(args) => backup::restore(&app, &args),
         command => runtime()?.block_on(verb(&app, command)),
     }
 }
@@ -108,13 +107,13 @@ async fn verb(app: &App, command: Command) -> Result<()> {
         Command::Members { command } => people::members(app, command).await,
         Command::Audit { command } => audit::audit(app, &command).await,
         Command::Backup(args) => backup::backup(app, &args).await,
+        Command::Restore(args) => restore::restore(app, &args).await,
         Command::Status { output } => status::status(app, output.output).await,
         Command::Version { output } => version::version(app, output.output).await,
         Command::Completion { .. }
         | Command::Config { .. }
         | Command::Server(_)
         | Command::Store { .. }
-        | Command::Restore(_)
         | Command::Agent(_)
         | Command::FrontDoor(_) => Err(Error::failed("this command is no verb")),
     }

@@ -1,7 +1,7 @@
 //! Makes the golden data directory that `tests/golden.rs` opens for ever after:
 //!
 //! ```text
-//! cargo run -p hanse-consensus --example golden -- consensus/tests/golden/level-2
+//! cargo run -p hanse-consensus --example golden -- consensus/tests/golden/level-3
 //! ```
 //!
 //! To be run once for each feature level, by the version that introduces it; what it made is never made again.
@@ -22,6 +22,8 @@ use describe::{Server, describe, until};
 use hanse_api::resources::StoreLimits;
 use hanse_consensus::{GROUPS, Node};
 use hanse_state::machine::level::LEVEL;
+use hanse_state::pb::command::restore_space::Part;
+use hanse_state::pb::command::{LeaseGrant, RestoreBegin, RestoreEnd, RestoreRows, RestoreSpace};
 use hanse_state::pb::{self, AlarmType, request_op::Request};
 use hanse_state::{Access, Store};
 use std::path::{Path, PathBuf};
@@ -87,6 +89,38 @@ async fn fill(node: &Node, access: &Access) {
     txn(node, access, vec![delete("/keys/02"), delete("/leased/b")]).await;
 }
 
+/// Puts two keys and a lease into a space, as from a backup; the second space is left in the middle of it.
+async fn restore(node: &Node) {
+    let tenants = node.tenants();
+    for (access, steps) in describe::restored().into_iter().zip([4, 3]) {
+        fill(node, &access).await;
+        let key = |key: &str, lease| pb::KeyValue {
+            key: key.to_owned().into(),
+            create_revision: 2,
+            mod_revision: 3,
+            version: 2,
+            value: "from a backup".into(),
+            lease,
+        };
+        let rows = |keys, leases| Part::Rows(RestoreRows { keys, leases });
+        let lease = LeaseGrant {
+            id: 78,
+            ttl_seconds: 1_000_000_000,
+        };
+        let parts = [
+            Part::Begin(RestoreBegin {}),
+            rows(Vec::new(), vec![lease]),
+            rows(vec![key("/a", 78), key("/b", 0)], Vec::new()),
+            Part::End(RestoreEnd { keys: 2 }),
+        ];
+        for (step, part) in (0u64..).zip(parts).take(steps) {
+            let part = Some(part);
+            let command = RestoreSpace { id: 5, step, part };
+            tenants.restore(access.space.tenant(), command).await.unwrap();
+        }
+    }
+}
+
 async fn first_run(dir: &Path) {
     let server = Server::start(dir).await;
     let node = &server.node;
@@ -106,6 +140,7 @@ async fn first_run(dir: &Path) {
         fill(node, &access).await;
     }
     tenants.drop_space("gone").await.unwrap();
+    restore(node).await;
     // A handle on a store is one on the engine.
     drop(tenants);
     server.stop().await;

@@ -72,6 +72,7 @@ const fn takes_turn(op: &Op) -> bool {
         | Op::LeaseGrant(_)
         | Op::LeaseRevoke(_)
         | Op::LeaseKeepAlive(_)
+        | Op::RestoreSpace(_)
         | Op::SetAlarm(_) => true,
         Op::SetFence(_)
         | Op::DropSpace(_)
@@ -176,9 +177,14 @@ impl ReplicatedStore {
         }
         // The leader stamps the time.
         let in_turn = takes_turn(&op);
+        // The tenant's own limit is not for what is done to its space.
+        let rate = match op {
+            Op::RestoreSpace(_) => 0,
+            _ => self.rate(space),
+        };
         let command = Machine::command(0, space, epoch, op).encode_to_vec();
         let turn = if in_turn {
-            Some(self.turns.take(space, command.len(), self.rate(space)).await?)
+            Some(self.turns.take(space, command.len(), rate).await?)
         } else {
             None
         };
@@ -342,6 +348,13 @@ impl Store for ReplicatedStore {
         let op = Op::SetLimits(limits_command(limits));
         self.machine().check_level(&op)?;
         self.change(&space, None, op).await.map(|_| ())
+    }
+
+    async fn restore(&self, tenant: &str, step: command::RestoreSpace) -> Result<i64, StoreError> {
+        let space = KeySpace::Tenant(tenant.to_owned());
+        let op = Op::RestoreSpace(step);
+        self.machine().check_level(&op)?;
+        revision_of(&self.change(&space, None, op).await?)
     }
 
     async fn drop_space(&self, tenant: &str) -> Result<(), StoreError> {

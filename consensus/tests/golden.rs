@@ -35,6 +35,15 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// What was described, but for the level of the groups, which rises as soon as the server leads.
+fn without_level(text: &str) -> String {
+    let keep = |line: &str| match line.split_once(" level ") {
+        Some((group, _)) if line.starts_with("group ") => group.to_owned(),
+        _ => line.to_owned(),
+    };
+    text.lines().map(keep).collect::<Vec<_>>().join("\n")
+}
+
 async fn put(server: &Server, access: &Access, key: &str) -> Result<i64, StoreError> {
     let put = pb::PutRequest {
         key: key.to_owned().into(),
@@ -65,7 +74,12 @@ async fn data_of_every_earlier_version_opens_with_equal_content_and_hashes() {
         copy(&dir.join("data"), work.path());
         let expected = fs::read_to_string(dir.join("expected.txt")).unwrap();
         let server = Server::start(work.path()).await;
-        assert_eq!(describe(&server.node).await, expected, "{}", dir.display());
+        let found = describe(&server.node).await;
+        assert_eq!(without_level(&found), without_level(&expected), "{}", dir.display());
+        if expected.contains("space closed with") {
+            let closed = put(&server, &Access::tenant("closed"), "k").await;
+            assert_eq!(closed, Err(StoreError::Restoring("closed".to_owned())));
+        }
         // Its rules hold on: an alarm, a fence, a space that was dropped. And it goes on.
         let refused = put(&server, &Access::tenant("silver"), "k").await;
         assert_eq!(refused, Err(StoreError::NoSpace));

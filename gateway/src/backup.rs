@@ -67,7 +67,7 @@ pub(crate) async fn serve(
         partial: false,
     };
     let mut response = answer::with_type(StatusCode::OK, "application/octet-stream", String::new());
-    *response.body_mut() = body(inner, stream, right, place);
+    *response.body_mut() = as_body(inner, Sent { stream, right, place });
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     Ok(response)
@@ -82,6 +82,11 @@ async fn wanted(inner: &Inner, query: &Query) -> Result<BackupOf, Box<Status>> {
             return Err(Box::new(Status::new(Reason::BadRequest, message)));
         }
     };
+    tenant_store(inner, project, name).await.map(BackupOf::Tenant)
+}
+
+/// Id of the key space of a tenant.
+pub(crate) async fn tenant_store(inner: &Inner, project: &str, name: &str) -> Result<String, Box<Status>> {
     let key = ObjectKey::new(&TENANT_STORES, project_namespace(project), name);
     let stored = inner.backend.objects.get(&key).await.map_err(|error| failed(&error))?;
     let kind = VIRTUAL_CLUSTER_INSTANCES;
@@ -90,10 +95,17 @@ async fn wanted(inner: &Inner, query: &Query) -> Result<BackupOf, Box<Status>> {
         tracing::error!(project, name, %error, "a tenant's store cannot be read");
         Box::new(Status::new(Reason::InternalError, "the tenant's store cannot be read"))
     })?;
-    Ok(BackupOf::Tenant(store.spec.tenant))
+    Ok(store.spec.tenant)
 }
 
-/// What keeps a backup going, or ends it.
+/// What is sent for as long as its caller may have it.
+pub(crate) struct Sent {
+    pub(crate) stream: BackupStream,
+    pub(crate) right: Right,
+    pub(crate) place: Place,
+}
+
+/// What keeps it going, or ends it.
 struct Sending {
     stream: BackupStream,
     ended: BoxFuture<'static, ()>,
@@ -101,7 +113,8 @@ struct Sending {
 }
 
 /// The body: it breaks off when the caller loses his right or the server goes.
-fn body(inner: Arc<Inner>, stream: BackupStream, right: Right, place: Place) -> Body {
+pub(crate) fn as_body(inner: Arc<Inner>, sent: Sent) -> Body {
+    let Sent { stream, right, place } = sent;
     let ended = Box::pin(async move {
         tokio::select! {
             _ending = right.ended(Arc::clone(&inner)) => {}
@@ -117,7 +130,7 @@ fn body(inner: Arc<Inner>, stream: BackupStream, right: Right, place: Place) -> 
         let mut sending = state?;
         let item: Result<Bytes, BoxError> = tokio::select! {
             biased;
-            () = &mut sending.ended => Err("the backup was broken off".into()),
+            () = &mut sending.ended => Err("the answer was broken off".into()),
             item = sending.stream.next() => item?,
         };
         let go_on = item.is_ok();

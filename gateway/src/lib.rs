@@ -11,7 +11,8 @@
 //! - `kinds`, `apiserver`: the table of kinds, and the machinery around it; `garbage`: objects go with their owners.
 //! - `proxy`: requests for other API servers; the outgoing request is built anew from what is allowed.
 //! - `https`: requests to others.
-//! - `ops`: health, version, metrics; `backup`: everything that the store holds, for administrators.
+//! - `ops`: health, version, metrics; `backup`: everything that the store holds, and `restore` of one tenant, for
+//!   administrators.
 //!
 //! Nothing here is remembered between requests but counters: any server answers any request.
 
@@ -35,6 +36,7 @@ mod ops;
 mod parts;
 mod proxy;
 mod query;
+mod restore;
 mod rights;
 mod router;
 mod throttle;
@@ -46,7 +48,7 @@ pub use authn::{ACCESS_KEY_PREFIX, ENROLMENT_TOKEN_PREFIX, access_key, enrolment
 pub use error::GatewayError;
 pub use listen::tls_config;
 pub use oidc::{Oidc, OidcFiles, OidcIssuer};
-pub use parts::{BackupOf, BackupStream, Backups, ChangeFault, ClusterStatus, GatewayParts, Limits};
+pub use parts::{BackupOf, BackupStream, Backups, ChangeFault, ClusterStatus, GatewayParts, Limits, PutBack, Said};
 pub use throttle::{LoginLimits, Rate};
 
 use apiserver::backend::Backend;

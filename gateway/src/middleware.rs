@@ -23,7 +23,7 @@ use crate::query::Query;
 use crate::rights::{Ending, OwnedTarget, Right};
 use crate::router::{Probe, Route, route};
 use crate::throttle::TooMany;
-use crate::{GatewayParts, Inner, answer, authz, backup, ops};
+use crate::{GatewayParts, Inner, answer, authz, backup, ops, restore};
 use futures::FutureExt;
 use hanse_api::access::{Principal, Target};
 use hanse_api::status::{Reason, Status};
@@ -182,6 +182,7 @@ async fn admit(
         Route::Health(_) | Route::Version => return public(&inner, &request, &route),
         Route::Metrics => return metrics(&inner, request.method(), &principal).await,
         Route::Backup => return backup::serve(inner, &request.into_parts().0, identity, principal, &facts).await,
+        Route::Restore => return restore::serve(inner, request, identity, principal, facts).boxed().await,
         Route::Management { rest } => return management(inner, request, &rest, identity, principal, facts).await,
         Route::Unknown | Route::Login(_) => return Err(apiserver::unknown()),
         Route::Tenant { project, name, rest } => (Upstream::Tenant { project, name }, rest),

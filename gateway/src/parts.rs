@@ -16,6 +16,7 @@ use hanse_runtime::seal::Sealer;
 use hanse_runtime::supervisor::Supervisor;
 use hanse_runtime::telemetry::Metrics;
 use hanse_state::StoreError;
+use hanse_state::backup::{BackupError, Replaced};
 use hanse_state::objects::Objects;
 use hanse_tunnel::AgentHub;
 use hanse_tunnel::assertion::Signer;
@@ -65,6 +66,18 @@ pub trait Backups: Send + Sync + 'static {
     /// Begins one that holds everything that was acknowledged before the call. [`StoreError::Overloaded`]: this server makes
     /// as many as it may.
     async fn take(&self, of: BackupOf) -> Result<BackupStream, StoreError>;
+    /// Receives a file with one tenant's key space, to be put back, and reads it to its end. Nothing is changed by that.
+    async fn receive(&self, tenant: &str, file: BackupStream) -> Result<Box<dyn PutBack>, BackupError>;
+}
+
+/// Hears how many bytes are put back.
+pub type Said = Box<dyn Fn(u64) + Send + Sync>;
+
+/// A backup of one tenant's key space that was received and found fit.
+#[async_trait]
+pub trait PutBack: Send {
+    /// Puts it in the place of what the tenant's key space holds, which is closed to the tenant meanwhile.
+    async fn run(self: Box<Self>, said: Said) -> Result<Replaced, BackupError>;
 }
 
 /// Bounds. The defaults are what an installation should have; tests make some smaller.

@@ -17,6 +17,8 @@ pub(crate) enum Route {
     Metrics,
     /// A backup, for administrators.
     Backup,
+    /// Restore of one tenant, for administrators.
+    Restore,
     /// The management API; `rest` is the path below it.
     Management { rest: String },
     /// The API of a tenant cluster.
@@ -54,6 +56,7 @@ impl Route {
             Self::Login(_) => "login",
             Self::Metrics => "metrics",
             Self::Backup => "backup",
+            Self::Restore => "restore",
             Self::Management { .. } => "management",
             Self::Tenant { .. } => "tenant",
             Self::Cluster { .. } => "cluster",
@@ -70,6 +73,7 @@ pub(crate) fn route(path: &str) -> Route {
         "/version" | "/version/" => return Route::Version,
         "/metrics" => return Route::Metrics,
         "/backup" => return Route::Backup,
+        "/restore" => return Route::Restore,
         _ => {}
     }
     let Some(below) = path.strip_prefix("/kubernetes/") else {
@@ -131,6 +135,7 @@ mod tests {
         for (path, want) in [
             ("/healthz", Route::Health(Probe::Live)),
             ("/backup", Route::Backup),
+            ("/restore", Route::Restore),
             ("/readyz", Route::Health(Probe::Ready)),
             ("/version", Route::Version),
             ("/metrics", Route::Metrics),
@@ -176,6 +181,7 @@ mod tests {
             "/healthz/",
             "/metrics/x",
             "/backup/",
+            "/restore/x",
             "/login/",
             "/login/x",
             "/auth",

@@ -1,17 +1,19 @@
-//! Backups of a running server: from a view of its engine, in a thread of its own, as fast as the caller takes them.
+//! Backups of a running server: from a view of its engine, in a thread of its own, as fast as the caller takes them; and what
+//! is to be put back into it, one tenant's key space at a time.
 
+use crate::inbox::Inbox;
 use crate::node::VERSION;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use hanse_consensus::{ConsensusError, GROUPS, Node};
-use hanse_gateway::{BackupOf, BackupStream, Backups};
+use hanse_gateway::{BackupOf, BackupStream, Backups, PutBack};
 use hanse_runtime::BoxError;
 use hanse_runtime::clock::{SharedClock, timeout};
 use hanse_runtime::seal::Sealer;
 use hanse_state::backup::{self, BackupError, Head, Scope};
 use hanse_state::engine::SharedEngine;
-use hanse_state::{KeySpace, StoreError};
+use hanse_state::{Access, KeySpace, Store as _, StoreError};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -31,12 +33,14 @@ pub struct LiveBackups {
     clock: SharedClock,
     seal_key_id: Bytes,
     places: Arc<Semaphore>,
+    inbox: Inbox,
 }
 
 impl LiveBackups {
-    /// Of the store on `engine`, which `node` replicates.
-    pub fn new(node: &Node, engine: SharedEngine, clock: &SharedClock, sealer: &Sealer) -> Self {
+    /// Of the store on `engine`, which `node` replicates. Files that are to be restored are received in `inbox`.
+    pub fn new(node: &Node, engine: SharedEngine, clock: &SharedClock, sealer: &Sealer, inbox: Inbox) -> Self {
         Self {
+            inbox,
             node: node.clone(),
             engine,
             clock: Arc::clone(clock),
@@ -51,14 +55,17 @@ impl Backups for LiveBackups {
     async fn take(&self, of: BackupOf) -> Result<BackupStream, StoreError> {
         let place = Arc::clone(&self.places).try_acquire_owned();
         let place = place.map_err(|_| StoreError::Overloaded)?;
-        let scope = match of {
+        let scope = match &of {
             BackupOf::Everything => Scope::Groups(GROUPS.to_vec()),
-            BackupOf::Tenant(id) => Scope::Space(KeySpace::from_tenant(&id)?),
+            BackupOf::Tenant(id) => Scope::Space(KeySpace::from_tenant(id)?),
         };
         self.node.catch_up_all().await.map_err(|error| match error {
             ConsensusError::Store(error) => error,
             other => StoreError::Corrupt(other.to_string()),
         })?;
+        if let BackupOf::Tenant(id) = of {
+            self.node.tenants().machine().check_open(&Access::tenant(id))?;
+        }
         let head = Head {
             program: VERSION.to_owned(),
             taken_at_millis: self.clock.wall().as_millis(),
@@ -84,6 +91,13 @@ impl Backups for LiveBackups {
             Some((item, receiver))
         });
         Ok(stream.boxed())
+    }
+
+    async fn receive(&self, tenant: &str, file: BackupStream) -> Result<Box<dyn PutBack>, BackupError> {
+        let received = self.inbox.receive(tenant, file, &self.clock).await?;
+        Ok(Box::new(
+            received.into_store(self.node.tenants(), Arc::clone(&self.clock)),
+        ))
     }
 }
 

@@ -5,6 +5,7 @@ use crate::config::{MemberConfig, ServerConfig};
 use crate::error::ServerError;
 use crate::events::Events;
 use crate::files;
+use crate::inbox::Inbox;
 use crate::joining::{Common, Door};
 use crate::membership;
 use crate::readiness::await_agents;
@@ -208,7 +209,7 @@ async fn serve(
             objects: objects.clone(),
             agents_here: await_agents(node, Arc::clone(&hub) as _, &machine.clock, &machine.supervisor),
         }),
-        backups: Arc::new(LiveBackups::new(node, engine, &machine.clock, &secrets.sealer)),
+        backups: backups(config, machine, &secrets.sealer, (node, engine))?,
         metrics: machine.metrics.clone(),
         supervisor: machine.supervisor.clone(),
         ca_sha256: fingerprint(&secrets.ca_pem)?,
@@ -270,6 +271,18 @@ fn door(config: &ServerConfig, machine: &Machine, (node, objects): (&Node, &Obje
         rng: Arc::clone(&machine.rng),
         common: Common::of(config),
     }
+}
+
+/// What takes backups of the store, and puts tenants back into it.
+fn backups(
+    config: &ServerConfig,
+    machine: &Machine,
+    sealer: &Sealer,
+    (node, engine): (&Node, SharedEngine),
+) -> Result<Arc<LiveBackups>, ServerError> {
+    let inbox = Inbox::in_data_dir(&config.data_dir, Arc::clone(&machine.rng))?;
+    let backups = LiveBackups::new(node, engine, &machine.clock, sealer, inbox);
+    Ok(Arc::new(backups))
 }
 
 /// The tenants' way into the store, and everything that the store counts among the process' metrics.

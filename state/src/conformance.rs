@@ -51,6 +51,7 @@ pub async fn store_suite(store: Arc<dyn Store>, prefix: &str) {
         spaces::fence(&tenant("space-fence")).await;
         spaces::dropped(&tenant("space-dropped")).await;
         spaces::hashes(&tenant("hash-a"), &tenant("hash-b")).await;
+        spaces::restored(&tenant("restored-a"), &tenant("restored-b")).await;
         spaces::limits(&tenant("limits-a"), &tenant("limits-b")).await;
         spaces::alarms(&tenant("alarm-a"), &tenant("alarm-b")).await;
     };

@@ -125,6 +125,14 @@ pub enum StoreError {
         /// Newest level of this version.
         known: u32,
     },
+    /// The key space is being put back from a backup.
+    #[error(
+        "the key space of tenant {0:?} is being restored and closed until that is done; if the restore was broken off, do it again"
+    )]
+    Restoring(String),
+    /// A step of a restore was refused.
+    #[error("the restore of a key space cannot go on: {0}; begin it anew")]
+    RestoreRefused(String),
     /// A peer answered with an error that this version does not know.
     #[error("error {code} of a newer server: {text}")]
     Unknown {
@@ -141,7 +149,7 @@ impl StoreError {
     pub fn retryable(&self) -> bool {
         match self {
             Self::NoLeader | Self::LeaderChanged | Self::Timeout | Self::Overloaded | Self::Stopped => true,
-            Self::FutureRevision { .. } | Self::LevelTooLow { .. } => true,
+            Self::FutureRevision { .. } | Self::LevelTooLow { .. } | Self::Restoring(_) => true,
             Self::Compacted { .. }
             | Self::Fenced { .. }
             | Self::WrongGroup { .. }
@@ -162,6 +170,7 @@ impl StoreError {
             | Self::Corrupt(_)
             | Self::CorruptAlarm
             | Self::TooNew { .. }
+            | Self::RestoreRefused(_)
             | Self::Unknown { .. } => false,
         }
     }
@@ -203,8 +212,9 @@ impl StoreError {
             Self::Overloaded => (Code::ResourceExhausted, "etcdserver: too many requests"),
             Self::NoSpace => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
             Self::Corrupt(_) | Self::CorruptAlarm => (Code::DataLoss, "etcdserver: corrupt cluster"),
+            Self::Restoring(_) => return Status::unavailable(format!("hanse: {self}")),
             Self::Fenced { .. } => return Status::permission_denied(format!("hanse: {self}")),
-            Self::LevelTooLow { .. } | Self::TooNew { .. } => {
+            Self::LevelTooLow { .. } | Self::TooNew { .. } | Self::RestoreRefused(_) => {
                 return Status::failed_precondition(format!("hanse: {self}"));
             }
             Self::InvalidTenant(_) => return Status::invalid_argument(format!("hanse: {self}")),
@@ -278,6 +288,8 @@ impl StoreError {
             Self::CorruptAlarm => plain(25),
             Self::LevelTooLow { needed, present } => pair(26, *needed, *present),
             Self::TooNew { found, known } => pair(27, *found, *known),
+            Self::Restoring(tenant) => text(28, tenant),
+            Self::RestoreRefused(why) => text(29, why),
             Self::Unknown { code, text: detail } => text(*code, detail),
         }
     }
@@ -333,6 +345,8 @@ impl StoreError {
                 found: level(first),
                 known: level(second),
             },
+            28 => Self::Restoring(text),
+            29 => Self::RestoreRefused(text),
             _ => Self::Unknown { code, text },
         }
     }
@@ -385,6 +399,8 @@ mod tests {
             E::CorruptAlarm,
             E::LevelTooLow { needed: 3, present: 2 },
             E::TooNew { found: 9, known: 2 },
+            E::Restoring("t".into()),
+            E::RestoreRefused("step".into()),
             E::Unknown {
                 code: 99,
                 text: "new".into(),

@@ -412,6 +412,15 @@ impl Store for LocalStore {
         self.propose(&Access::tenant(tenant), op).await.map(|_| ())
     }
 
+    async fn restore(&self, tenant: &str, step: command::RestoreSpace) -> Result<i64, StoreError> {
+        let op = Op::RestoreSpace(step);
+        self.machine.check_level(&op)?;
+        match self.propose(&Access::tenant(tenant), op).await? {
+            Answer::Revision(revision) => Ok(revision),
+            _ => Err(unexpected()),
+        }
+    }
+
     async fn drop_space(&self, tenant: &str) -> Result<(), StoreError> {
         self.propose(&Access::tenant(tenant), Op::DropSpace(command::DropSpace {}))
             .await

@@ -169,6 +169,9 @@ pub trait Store: Send + Sync + 'static {
     async fn set_fence(&self, tenant: &str, epoch: u64) -> Result<(), StoreError>;
     /// Says what a tenant's space may hold and how fast it may write.
     async fn set_limits(&self, tenant: &str, limits: StoreLimits) -> Result<(), StoreError>;
+    /// Does one step of putting a tenant's space back from a backup ([`crate::backup::replace`]). Answers the revision that the
+    /// step's keys have.
+    async fn restore(&self, tenant: &str, step: pb::command::RestoreSpace) -> Result<i64, StoreError>;
     /// Deletes a tenant's space for good. Its id is never used again.
     async fn drop_space(&self, tenant: &str) -> Result<(), StoreError>;
     /// Raises or lowers an alarm of a member in the space. Lowering [`pb::AlarmType::None`] lowers all of that member's.

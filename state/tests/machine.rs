@@ -7,7 +7,7 @@
 use hanse_state::engine::{Cf, MemoryEngine, SharedEngine};
 use hanse_state::machine::Machine;
 use hanse_state::machine::level::{self, LEVEL};
-use hanse_state::pb::command::{self, command::Op, outcome::Answer};
+use hanse_state::pb::command::{self, command::Op, outcome::Answer, restore_space::Part};
 use hanse_state::pb::{self, Command, Outcome, compare, request_op::Request, response_op::Response};
 use hanse_state::{Access, GroupId, KeySpace, StoreError};
 use proptest::prelude::*;
@@ -296,6 +296,66 @@ fn any_command() -> impl Strategy<Value = Command> {
         .prop_map(|(tenant, at, epoch, op)| Machine::command(at, &space(tenant), epoch, op))
 }
 
+/// The steps of a restore, perhaps not all of them.
+fn a_restore() -> impl Strategy<Value = Vec<Command>> {
+    let keys = proptest::collection::btree_map(0u8..6, (any::<u8>(), any::<bool>()), 0..4);
+    (0u8..3, 1u64..4, 0i64..60_000, keys, 1i64..4, 1usize..=5).prop_map(|(tenant, id, at, keys, lease, steps)| {
+        let row = |(key, (value, leased)): (&u8, &(u8, bool))| pb::KeyValue {
+            key: key_name(*key),
+            create_revision: 1,
+            mod_revision: 1,
+            version: 2,
+            value: vec![*value].into(),
+            lease: if *leased { lease } else { 0 },
+        };
+        let rows = |keys, leases| Part::Rows(command::RestoreRows { keys, leases });
+        let granted = command::LeaseGrant {
+            id: lease,
+            ttl_seconds: 10,
+        };
+        let parts = [
+            Part::Begin(command::RestoreBegin {}),
+            rows(Vec::new(), vec![granted]),
+            rows(keys.iter().map(row).collect(), Vec::new()),
+            Part::End(command::RestoreEnd {
+                keys: keys.len() as u64,
+            }),
+        ];
+        let step = |(step, part)| {
+            Op::RestoreSpace(command::RestoreSpace {
+                id,
+                step,
+                part: Some(part),
+            })
+        };
+        let ops = std::iter::once(level::raise()).chain((0u64..).zip(parts).map(step));
+        ops.take(steps)
+            .map(|op| Machine::command(at, &space(tenant), None, op))
+            .collect()
+    })
+}
+
+/// Commands, restores among them, whose steps lie among those of others.
+fn any_commands() -> impl Strategy<Value = Vec<Command>> {
+    let some = prop_oneof![12 => any_command().prop_map(|command| vec![command]), 1 => a_restore()];
+    let place = (some, 0usize..4);
+    proptest::collection::vec(place, 1..70).prop_map(|all| {
+        let mut out: Vec<Command> = Vec::new();
+        for (some, before) in all {
+            // The first of them before what came last, the others behind.
+            let at = if some.len() > 1 {
+                out.len().saturating_sub(before)
+            } else {
+                out.len()
+            };
+            let mut some = some.into_iter();
+            out.splice(at..at, some.next());
+            out.extend(some);
+        }
+        out
+    })
+}
+
 fn content(engine: &SharedEngine) -> Vec<Vec<(bytes::Bytes, bytes::Bytes)>> {
     Cf::ALL
         .iter()
@@ -320,8 +380,8 @@ proptest! {
 
     #[test]
     fn batches_restarts_and_pruning_do_not_matter(
-        commands in proptest::collection::vec(any_command(), 1..80),
-        cuts in proptest::collection::vec(1usize..12, 80),
+        commands in any_commands(),
+        cuts in proptest::collection::vec(1usize..12, 360),
     ) {
         let one = memory();
         let at_once = machine(&one);

@@ -6,14 +6,17 @@ use crate::error::{Error, Kind, Result};
 use ::http::{Method, Request, StatusCode, header};
 use bytes::Bytes;
 use hanse_runtime::clock::{self, SharedClock};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use hyper::body::{Body, Frame};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -120,6 +123,25 @@ impl Call {
             body: None,
         }
     }
+
+    fn whole_body(&self) -> Full<Bytes> {
+        Full::new(self.body.clone().unwrap_or_default())
+    }
+}
+
+/// A body that is sent while it is read.
+pub(crate) struct Upload {
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    /// Pieces that the connection has taken.
+    taken: Arc<AtomicU64>,
+}
+
+impl Upload {
+    /// Of pieces that somebody reads.
+    pub(crate) fn new(pieces: mpsc::Receiver<io::Result<Bytes>>) -> Self {
+        let taken = Arc::default();
+        Self { pieces, taken }
+    }
 }
 
 /// A client of one gateway.
@@ -224,7 +246,7 @@ impl Http {
             .map_err(|error| handshake_fault(&error))
     }
 
-    fn request(&self, call: &Call) -> std::result::Result<Request<Full<Bytes>>, Fault> {
+    fn request<B>(&self, call: &Call, body: B) -> std::result::Result<Request<B>, Fault> {
         let mut builder = Request::builder()
             .method(call.method.clone())
             .uri(&call.path)
@@ -237,12 +259,10 @@ impl Http {
         if call.body.is_some() {
             builder = builder.header(header::CONTENT_TYPE, "application/json");
         }
-        builder
-            .body(Full::new(call.body.clone().unwrap_or_default()))
-            .map_err(|e| Fault {
-                stage: Stage::Resolve,
-                why: e.to_string(),
-            })
+        builder.body(body).map_err(|e| Fault {
+            stage: Stage::Resolve,
+            why: e.to_string(),
+        })
     }
 
     async fn exchange(&self, stream: TlsStream<TcpStream>, call: &Call) -> std::result::Result<Reply, Fault> {
@@ -250,7 +270,7 @@ impl Http {
             stage: Stage::Exchange,
             why: chain(&e),
         };
-        let request = self.request(call)?;
+        let request = self.request(call, call.whole_body())?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let answer = async move {
             let response = sender.send_request(request).await.map_err(broken)?;
@@ -277,12 +297,40 @@ impl Http {
 
     /// Makes a request whose answer goes to `sink` piece by piece and no faster than `pace`, without repeats. An answer that breaks
     /// off is a failure; one that is no success is handed back.
-    pub(crate) async fn download(
+    pub(crate) async fn download(&self, call: &Call, pace: Option<Pace>, sink: &mut Sink<'_>) -> Result<Option<Reply>> {
+        self.stream(call, call.whole_body(), &mut || false, pace, sink).await
+    }
+
+    /// The same for a request whose body is sent piece by piece.
+    pub(crate) async fn upload(&self, call: &Call, body: Upload, sink: &mut Sink<'_>) -> Result<Option<Reply>> {
+        let Upload { mut pieces, taken } = body;
+        let (counter, mut known) = (Arc::clone(&taken), 0);
+        let pieces = futures::stream::poll_fn(move |cx| {
+            pieces.poll_recv(cx).map(|piece| {
+                counter.fetch_add(1, Ordering::Relaxed);
+                piece.map(|piece| piece.map(Frame::data))
+            })
+        });
+        let mut moves = || {
+            let now = taken.load(Ordering::Relaxed);
+            std::mem::replace(&mut known, now) != now
+        };
+        self.stream(call, StreamBody::new(pieces), &mut moves, None, sink).await
+    }
+
+    /// `moves` says whether more of the request was sent since it was last asked.
+    async fn stream<B>(
         &self,
         call: &Call,
+        body: B,
+        moves: &mut (dyn FnMut() -> bool + Send),
         mut pace: Option<Pace>,
         sink: &mut Sink<'_>,
-    ) -> Result<Option<Reply>> {
+    ) -> Result<Option<Reply>>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let connection = clock::timeout(&*self.clock, CONNECT_LIMIT, self.connect()).await;
         let connection = connection.unwrap_or_else(|late| {
             Err(Fault {
@@ -295,12 +343,18 @@ impl Http {
             let message = format!("{} broke the answer off: {why}", self.base);
             Error::new(Kind::Unreachable, message).hint("try again; `hanse status` shows which regions answer")
         };
-        let request = self.request(call).map_err(|fault| self.explain(&fault))?;
+        let request = self.request(call, body).map_err(|fault| self.explain(&fault))?;
         let shaken = http1::handshake(TokioIo::new(connection)).await;
         let (mut sender, connection) = shaken.map_err(|e| broken(chain(&e)))?;
         let answer = async move {
-            let sent = clock::timeout(&*self.clock, STALL_LIMIT, sender.send_request(request)).await;
-            let response = sent.map_err(|late| broken(late.to_string()))?;
+            let mut sent = std::pin::pin!(sender.send_request(request));
+            let response = loop {
+                match clock::timeout(&*self.clock, STALL_LIMIT, &mut sent).await {
+                    Ok(response) => break response,
+                    Err(_) if moves() => {}
+                    Err(late) => return Err(broken(late.to_string())),
+                }
+            };
             let mut response = response.map_err(|e| broken(chain(&e)))?;
             if !response.status().is_success() {
                 let status = response.status();

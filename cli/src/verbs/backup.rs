@@ -1,10 +1,10 @@
-//! `backup` and `restore`: everything that the store holds, into a file and back (docs/design/0011-backup.md).
+//! `backup`: everything that the store holds, into a file (docs/design/0011-backup.md).
 //!
 //! A passphrase stays on this machine: the file is encrypted here, not by the server.
 
 use super::{print_document, tenant};
 use crate::app::App;
-use crate::backup_args::{BackupArgs, PassphraseArgs, RestoreArgs};
+use crate::backup_args::{BackupArgs, PassphraseArgs};
 use crate::client::http::{Call, Pace};
 use crate::client::management::refusal;
 use crate::error::{Error, Kind, Result};
@@ -59,35 +59,6 @@ pub(crate) async fn backup(app: &App, args: &BackupArgs) -> Result<()> {
     show(&app.output, args.output.output, &args.file, &summary, &tenants)
 }
 
-/// `restore FILE`.
-pub(crate) fn restore(app: &App, args: &RestoreArgs) -> Result<()> {
-    let passphrase = match &args.passphrase.passphrase_file {
-        Some(_) => Some(passphrase(&args.passphrase, false)?),
-        None if is_sealed(&args.file)? => Some(passphrase(&args.passphrase, false)?),
-        None => None,
-    };
-    let Some(config) = &args.config else {
-        let summary = restore::verify(&args.file, passphrase.as_ref()).map_err(unfit)?;
-        return show(&app.output, args.output.output, &args.file, &summary, &Tenants::new());
-    };
-    let step = Step::start(app.output, &app.clock, "restore");
-    let restored = restore::restore(config, &args.file, passphrase.as_ref()).map_err(unfit)?;
-    step.done(&format!("hash {:016x}, as in the backup", restored.summary.hash()));
-    if restored.servers.len() > 1 {
-        app.output.note(&format!(
-            "do the same with the same file on each of {}, then start them",
-            restored.servers.join(", ")
-        ));
-    }
-    show(
-        &app.output,
-        args.output.output,
-        &args.file,
-        &restored.summary,
-        &Tenants::new(),
-    )
-}
-
 fn exists(path: &Path) -> Error {
     Error::new(Kind::Conflict, format!("{} exists already", path.display()))
         .hint("name another file, or move that one away")
@@ -111,7 +82,7 @@ fn has_folder(file: &Path) -> Result<()> {
 }
 
 /// Tenant clusters as people know them, by the id of their key space.
-type Tenants = BTreeMap<String, String>;
+pub(super) type Tenants = BTreeMap<String, String>;
 
 /// The names of all tenant clusters, so that the result need not speak of ids; the one that is asked for must be there.
 async fn tenants(app: &App, args: &BackupArgs) -> Result<Tenants> {
@@ -129,7 +100,7 @@ async fn tenants(app: &App, args: &BackupArgs) -> Result<Tenants> {
     Ok(named.collect())
 }
 
-fn unfit(error: ServerError) -> Error {
+pub(super) fn unfit(error: ServerError) -> Error {
     let message = chain(&error);
     match &error {
         ServerError::Backup {
@@ -180,7 +151,7 @@ async fn receive(app: &App, args: &BackupArgs, mut sink: Sink) -> Result<()> {
     Ok(())
 }
 
-fn mib(bytes: u64) -> String {
+pub(super) fn mib(bytes: u64) -> String {
     format!("{}.{} MiB", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20)
 }
 
@@ -267,13 +238,13 @@ impl Sink {
 }
 
 /// Whether the file says that it is encrypted.
-fn is_sealed(path: &Path) -> Result<bool> {
+pub(super) fn is_sealed(path: &Path) -> Result<bool> {
     let mut start = [0; 8];
     let mut file = File::open(path).map_err(|error| Error::io("open", path, &error))?;
     Ok(io::Read::read_exact(&mut file, &mut start).is_ok() && hanse_server::backup_file::is_sealed(start))
 }
 
-fn passphrase(args: &PassphraseArgs, new: bool) -> Result<Passphrase> {
+pub(super) fn passphrase(args: &PassphraseArgs, new: bool) -> Result<Passphrase> {
     let text = match &args.passphrase_file {
         Some(path) if path == Path::new("-") => secret::from_stdin("the passphrase")?,
         Some(path) => secret::from_file("the passphrase", path)?,
@@ -288,7 +259,7 @@ fn passphrase(args: &PassphraseArgs, new: bool) -> Result<Passphrase> {
     Ok(Passphrase::new(text))
 }
 
-fn show(output: &Output, format: Format, file: &Path, summary: &Summary, tenants: &Tenants) -> Result<()> {
+pub(super) fn show(output: &Output, format: Format, file: &Path, summary: &Summary, tenants: &Tenants) -> Result<()> {
     if print_document(output, format, &document(file, summary, tenants))? {
         return Ok(());
     }

@@ -9,6 +9,7 @@ pub(crate) mod key;
 pub(crate) mod list;
 pub(crate) mod login;
 pub(crate) mod people;
+pub(crate) mod restore;
 pub(crate) mod server;
 pub(crate) mod sso;
 pub(crate) mod status;

@@ -116,6 +116,11 @@ pub(crate) fn spaces() -> [Access; 4] {
     ]
 }
 
+/// Spaces that were put back from a backup, wholly and in part; those of feature level 2 have none.
+pub(crate) fn restored() -> [Access; 2] {
+    [Access::tenant("again"), Access::tenant("closed")]
+}
+
 /// All that can be asked of a server without changing it.
 pub(crate) async fn describe(node: &Node) -> String {
     let mut text = String::new();
@@ -136,6 +141,17 @@ pub(crate) async fn describe(node: &Node) -> String {
         let group = access.space.group();
         let store = node.store(group).unwrap();
         space(&mut text, &store, &access).await;
+    }
+    for access in restored() {
+        let store = node.tenants();
+        let machine = store.machine();
+        let keys = machine.usage(&access).unwrap().live_keys;
+        match machine.check_open(&access) {
+            Ok(()) if keys == 0 => {}
+            Ok(()) => space(&mut text, &store, &access).await,
+            Err(StoreError::Restoring(_)) => writeln!(text, "\nspace closed with {keys} keys").unwrap(),
+            Err(error) => panic!("{error}"),
+        }
     }
     text
 }

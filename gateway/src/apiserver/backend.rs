@@ -162,6 +162,9 @@ fn store_failed(error: &StoreError) -> Status {
             "the control plane has no leader now (no quorum); try again",
         )
         .retry_after(1),
+        StoreError::Restoring(_) | StoreError::LevelTooLow { .. } => {
+            Status::new(Reason::ServiceUnavailable, error.to_string()).retry_after(5)
+        }
         StoreError::LeaderChanged | StoreError::Timeout | StoreError::Stopped => {
             let message = format!("the store did not confirm: {error}; look before you try again");
             Status::new(Reason::Timeout, message)

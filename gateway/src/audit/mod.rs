@@ -30,7 +30,7 @@ use hanse_api::kinds::{ACCESS_KEYS, LOFT_GROUP, LOGIN_GRANTS, SPENT_LOGINS};
 use hanse_api::status::Status;
 use hanse_api::{ObjectMeta, Timestamp};
 use hanse_runtime::clock::SharedClock;
-use hanse_state::objects::{Author, Op};
+use hanse_state::objects::{Author, ObjectKey, Op};
 use http::header::{AUTHORIZATION, HeaderValue, SEC_WEBSOCKET_PROTOCOL, USER_AGENT};
 use http::{Method, Request, Uri};
 use policy::{Asked, AuditLevel, AuditPolicy, AuditStage, AuditTarget, Verdict};
@@ -187,6 +187,21 @@ impl Facts {
             user: None,
         };
         Some(event::text(self, &about, now))
+    }
+
+    /// The event of a restore of the tenant `object` that is about to begin, or has ended with `code`.
+    pub(crate) fn restored(&self, target: &str, object: &ObjectKey, code: Option<u16>, now: Timestamp) -> String {
+        let about = About {
+            target,
+            verb: "restore",
+            reference: Some(Reference::of_object(object, None)),
+            stage: code.map_or(AuditStage::RequestReceived, |_| AuditStage::ResponseComplete),
+            level: AuditLevel::Metadata,
+            code,
+            refusal: None,
+            user: None,
+        };
+        event::text(self, &about, now)
     }
 
     /// The event of a request that was answered, if a rule wants one and no change has brought its own.

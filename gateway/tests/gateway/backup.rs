@@ -5,8 +5,9 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use hanse_api::access::GROUP_ADMINS;
 use hanse_api::kinds::ACCESS_KEYS;
-use hanse_gateway::{BackupOf, BackupStream, Backups, access_key};
+use hanse_gateway::{BackupOf, BackupStream, Backups, PutBack, access_key};
 use hanse_state::StoreError;
+use hanse_state::backup::BackupError;
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
 use serde_json::json;
@@ -25,6 +26,10 @@ impl Backups for Pieces {
             BackupOf::Everything => piece.chain(futures::stream::pending()).boxed(),
             BackupOf::Tenant(_) => piece.boxed(),
         })
+    }
+
+    async fn receive(&self, _tenant: &str, _file: BackupStream) -> Result<Box<dyn PutBack>, BackupError> {
+        Err(StoreError::NoLeader.into())
     }
 }
 

@@ -22,6 +22,7 @@ mod oidc;
 mod oidc_hostile;
 mod oidc_world;
 mod oracle;
+mod restore;
 mod roles;
 mod secrets;
 mod streams;

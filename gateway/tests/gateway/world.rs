@@ -6,7 +6,7 @@ use hanse_api::kinds::{ACCESS_KEYS, CLUSTERS, KindName, PROJECTS, TENANT_STORES,
 use hanse_api::resources::Server;
 use hanse_gateway::{
     AuditPolicy, AuditSinks, BackupOf, BackupStream, Backups, ChangeFault, ClusterStatus, Gateway, GatewayParts,
-    Limits, access_key, tls_config,
+    Limits, PutBack, access_key, tls_config,
 };
 use hanse_runtime::clock::{SharedClock, SystemClock};
 use hanse_runtime::pki::{LeafSpec, load_certs, load_key, sha256_hex};
@@ -14,6 +14,7 @@ use hanse_runtime::rng::SystemRng;
 use hanse_runtime::seal::Sealer;
 use hanse_runtime::supervisor::{Supervisor, TaskKind};
 use hanse_runtime::telemetry::Metrics;
+use hanse_state::backup::BackupError;
 use hanse_state::engine::{LogWriter, MemoryEngine, WriterOptions};
 use hanse_state::objects::{ObjectKey, Objects, Op};
 use hanse_state::{GroupId, LocalParts, LocalStore, StoreError};
@@ -75,6 +76,10 @@ pub struct NoBackups;
 impl Backups for NoBackups {
     async fn take(&self, _of: BackupOf) -> Result<BackupStream, StoreError> {
         Err(StoreError::NoLeader)
+    }
+
+    async fn receive(&self, _tenant: &str, _file: BackupStream) -> Result<Box<dyn PutBack>, BackupError> {
+        Err(StoreError::NoLeader.into())
     }
 }
 

@@ -174,6 +174,11 @@ impl Store for Gate {
         self.inner.set_fence(tenant, epoch).await
     }
 
+    async fn restore(&self, tenant: &str, step: pb::command::RestoreSpace) -> Result<i64, StoreError> {
+        let _in_flight = self.pass().await?;
+        self.inner.restore(tenant, step).await
+    }
+
     async fn drop_space(&self, tenant: &str) -> Result<(), StoreError> {
         let _in_flight = self.pass().await?;
         self.inner.drop_space(tenant).await

@@ -11,6 +11,7 @@ use crate::keys::{self, GroupId, KeySpace};
 use crate::machine::Machine;
 use crate::machine::level::FIRST_LEVEL;
 use crate::machine::record::{self, LeaseRecord, LevelRecord, SpaceRecord, StateRecord};
+use crate::machine::restore::Restore;
 use crate::pb::backup::{Group, Rows, Space};
 use crate::store::Access;
 use bytes::Bytes;
@@ -95,6 +96,9 @@ fn space(name: &KeySpace, head: &Space, floor: i64, batch: &mut WriteBatch) {
             keys: head.limit_keys,
             writes_per_second: head.limit_writes_per_second,
         },
+        // Half a space stays closed until it is restored.
+        restore: (head.restore_id != 0)
+            .then(|| Restore::under_way(head.restore_id, head.restore_step, head.restore_revision)),
     };
     batch.put(Cf::Meta, keys::space_meta_key(name), record.encode());
 }
@@ -123,7 +127,7 @@ fn compare(engine: &SharedEngine, summary: &Summary) -> Result<(), BackupError> 
                 space: space.space.clone(),
                 epoch: None,
             };
-            let found = machine.hash_at(&access, 0)?.hash;
+            let found = machine.hash_while_closed(&access)?.hash;
             if found != space.hash {
                 return Err(BackupError::Differs {
                     space: match &space.space {

@@ -8,9 +8,13 @@
 //! - [`file`]: the file's form, its checksums, and their check.
 //! - [`seal`]: the same file under a passphrase.
 //! - [`fill`]: from a file into an empty engine.
+//! - [`extract`]: one space of a file, as a file of its own.
+//! - [`replace`]: from such a file into a running store, in the place of what the space held.
 
+pub mod extract;
 pub mod file;
 pub mod fill;
+pub mod replace;
 pub mod seal;
 pub mod take;
 
@@ -18,15 +22,18 @@ pub mod take;
 mod tests;
 
 use crate::error::StoreError;
-use crate::keys::{GroupId, KeySpace};
+use crate::keys::GroupId;
 use crate::machine::hash::Fnv;
 use crate::machine::index::Version;
 use crate::pb::KeyValue;
 use std::io;
 
+pub use crate::keys::KeySpace;
 pub use crate::pb::backup::Head;
+pub use extract::extract;
 pub use file::{FileReader, verify};
 pub use fill::fill;
+pub use replace::{Checked, Replaced};
 pub use seal::{Passphrase, SealedWriter, is_sealed, open};
 pub use take::{Scope, take};
 
@@ -116,6 +123,38 @@ pub enum BackupError {
         "the backup holds one key space alone, that of tenant {0}; a system is restored from a backup of everything"
     )]
     Partial(String),
+    /// Another key space is wanted.
+    #[error("the backup does not hold the key space of tenant {wanted}; it holds {}", listed(.holds))]
+    NotThere {
+        /// The tenant that is wanted.
+        wanted: String,
+        /// Tenants whose key spaces it holds.
+        holds: Vec<String>,
+    },
+    /// The tenant was deleted for good before the backup was made.
+    #[error("in the backup the key space of tenant {0} is deleted for good; use an older one")]
+    Gone(String),
+    /// The space was closed when the backup was made.
+    #[error(
+        "the backup was made while the key space of tenant {0} was being restored: it holds a part; use another one"
+    )]
+    Part(String),
+    /// It was made by another system, or by this one before it was itself restored from an older backup.
+    #[error("the backup is of revision {backup} and this system is at {store}: it is of another system")]
+    Ahead {
+        /// Revision of the backup.
+        backup: i64,
+        /// Revision of the store.
+        store: i64,
+    },
+    /// The space may not hold so much.
+    #[error("the backup has {keys} keys and {bytes} bytes, more than the tenant's limits allow; raise them first")]
+    OverLimits {
+        /// Keys in the backup.
+        keys: u64,
+        /// What they take.
+        bytes: u64,
+    },
     /// What was written is not what the backup holds.
     #[error(
         "what was restored differs from the backup in {space}: its hash is {found:016x} and should be {wanted:016x}"
@@ -147,6 +186,11 @@ impl BackupError {
             | Self::WrongPassphrase
             | Self::ShortPassphrase
             | Self::Partial(_)
+            | Self::NotThere { .. }
+            | Self::Gone(_)
+            | Self::Part(_)
+            | Self::Ahead { .. }
+            | Self::OverLimits { .. }
             | Self::Differs { .. } => false,
         }
     }
@@ -164,6 +208,19 @@ impl BackupError {
 impl From<crate::engine::EngineError> for BackupError {
     fn from(error: crate::engine::EngineError) -> Self {
         Self::Store(error.into())
+    }
+}
+
+/// Names that an error shows.
+const LISTED: usize = 8;
+
+/// Some of the tenants whose key spaces a backup holds.
+fn listed(tenants: &[String]) -> String {
+    let shown: Vec<&str> = tenants.iter().take(LISTED).map(String::as_str).collect();
+    match tenants.len() {
+        0 => "none of a tenant".to_owned(),
+        all if all > LISTED => format!("those of {} and {} more", shown.join(", "), all - LISTED),
+        _ => format!("those of {}", shown.join(", ")),
     }
 }
 

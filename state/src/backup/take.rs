@@ -54,6 +54,9 @@ pub fn take(view: &dyn Reader, head: Head, scope: &Scope, emit: &mut Emit<'_>) -
             emit(out.frame(Frame::Group(group_head(view, name.group())?)))?;
             let raw = view.get(Cf::Meta, &keys::space_meta_key(name))?;
             let record = raw.map_or_else(|| Ok(Space::fresh_record()), |raw| SpaceRecord::decode(&raw))?;
+            if record.restore.is_some_and(|restore| !restore.is_done()) {
+                return Err(StoreError::Restoring(name.tenant().to_owned()).into());
+            }
             space(view, name, &record, &mut out, emit)?;
         }
     }
@@ -138,12 +141,16 @@ fn space(
     out: &mut Framer,
     emit: &mut Emit<'_>,
 ) -> Result<(), BackupError> {
+    let under_way = record.restore.filter(|restore| !restore.is_done());
     let head = SpaceHead {
         tenant: name.tenant().to_owned(),
         fence: record.fence,
         limit_bytes: record.limits.bytes,
         limit_keys: record.limits.keys,
         limit_writes_per_second: record.limits.writes_per_second,
+        restore_id: under_way.map_or(0, |restore| restore.id),
+        restore_step: under_way.map_or(0, |restore| restore.step),
+        restore_revision: under_way.map_or(0, |restore| restore.revision),
     };
     emit(out.frame(Frame::Space(head)))?;
     let mut outgoing = Outgoing {

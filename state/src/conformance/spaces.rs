@@ -3,6 +3,8 @@
 use super::helpers::{Tenant, all_from, delete_op, put_op, range, soon, txn};
 use crate::error::StoreError;
 use crate::pb;
+use crate::pb::command::restore_space::Part;
+use crate::pb::command::{RestoreBegin, RestoreEnd, RestoreRows, RestoreSpace};
 use crate::store::{Access, WatchItem};
 use hanse_api::resources::StoreLimits;
 use hanse_runtime::clock::{Clock, SystemClock};
@@ -105,6 +107,63 @@ pub(super) async fn dropped(t: &Tenant) {
     soon("drop", t.store.drop_space(t.access.space.tenant()))
         .await
         .expect("dropping twice is no error");
+}
+
+/// Does one step of a restore; while the members do not all know it yet, it is tried again.
+async fn restore(t: &Tenant, step: u64, part: Part) -> Result<i64, StoreError> {
+    let clock = SystemClock::new();
+    let part = Some(part);
+    let command = RestoreSpace { id: 7, step, part };
+    let tried = async {
+        loop {
+            match t.store.restore(t.access.space.tenant(), command.clone()).await {
+                Err(StoreError::LevelTooLow { .. }) => clock.sleep(Duration::from_millis(50)).await,
+                done => return done,
+            }
+        }
+    };
+    soon("a step of a restore", tried).await
+}
+
+pub(super) async fn restored(t: &Tenant, other: &Tenant) {
+    t.put("old", "1").await;
+    let seen = t.put("kept", "1").await;
+    let mut events = t.watch(all_from("\0", 0)).await;
+    restore(t, 0, Part::Begin(RestoreBegin {})).await.unwrap();
+    let closed = Some(StoreError::Restoring(t.access.space.tenant().to_owned()));
+    assert_eq!(t.try_range(range("kept", "")).await.err(), closed);
+    assert_eq!(
+        t.try_txn(txn(vec![], vec![put_op("a", "2")], vec![])).await.err(),
+        closed
+    );
+    assert_eq!(t.store.watch(&t.access, all_from("\0", 0)).await.err(), closed);
+    other.put("meanwhile", "1").await;
+    let kv = pb::KeyValue {
+        key: "kept".into(),
+        create_revision: seen,
+        mod_revision: seen,
+        version: 3,
+        value: "back".into(),
+        lease: 0,
+    };
+    let rows = RestoreRows {
+        keys: vec![kv],
+        leases: vec![],
+    };
+    let revision = restore(t, 1, Part::Rows(rows)).await.unwrap();
+    let opened = restore(t, 2, Part::End(RestoreEnd { keys: 1 })).await.unwrap();
+    assert!(opened > revision && revision > seen, "{opened} > {revision} > {seen}");
+    let all = t.range(range("\0", "\0")).await;
+    assert_eq!(all.kvs.len(), 1);
+    let back = &all.kvs[0];
+    assert_eq!((back.value.as_ref(), back.version), (b"back".as_slice(), 3));
+    assert_eq!((back.mod_revision, back.create_revision), (revision, seen));
+    assert!(matches!(events.item().await, Some(WatchItem::Compacted { .. })));
+    let mut late = t.watch(all_from("\0", seen + 1)).await;
+    assert_eq!(late.item().await, Some(WatchItem::Compacted { revision: opened }));
+    let next = t.put("kept", "next").await;
+    assert!(next > opened);
+    assert_eq!(other.get("meanwhile").await.unwrap().value, "1");
 }
 
 pub(super) async fn hashes(a: &Tenant, b: &Tenant) {

@@ -8,7 +8,7 @@ use crate::error::StoreError;
 use crate::machine::index::stored_bytes;
 use crate::machine::record::Alarm;
 use crate::machine::space::Space;
-use crate::machine::{Machine, growth};
+use crate::machine::{Machine, growth, restore};
 use crate::pb::command::{SetAlarm, command::Op};
 use crate::pb::{self, AlarmType};
 use crate::store::{Access, SpaceUsage};
@@ -23,6 +23,7 @@ fn asks(op: &Op) -> (bool, bool) {
         Op::AuditedTxn(_) => (true, true),
         Op::LeaseGrant(_) => (true, true),
         Op::Compact(_) | Op::LeaseRevoke(_) => (true, false),
+        Op::RestoreSpace(restore) => (true, !restore::ends(restore)),
         Op::LeaseKeepAlive(_)
         | Op::ExpireLeases(_)
         | Op::ExtendLeases(_)

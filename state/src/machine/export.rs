@@ -48,10 +48,12 @@ impl Machine {
         let space = self.space_of(access)?;
         let (revision, floor, view) = loop {
             let _gate = self.shared.gate.read();
+            let mark = space.opened()?;
             // In this order: what is published is in the view, and what was pruned from the view is below the floor.
             let revision = self.shared.revision();
             let view = self.shared.engine.snapshot();
             let floor = space.floor();
+            space.still_open(mark)?;
             if floor <= revision {
                 break (revision, floor, view);
             }

@@ -83,9 +83,22 @@ impl Machine {
     /// agree whatever they have compacted and pruned.
     pub fn hash_at(&self, access: &Access, revision: i64) -> Result<SpaceHash, StoreError> {
         let space = self.space_of(access)?;
+        let mark = space.opened()?;
+        let sum = self.sum_at(&space, revision);
+        space.still_open(mark)?;
+        sum
+    }
+
+    /// The checksum of what a space holds now, also while a restore keeps it closed.
+    pub fn hash_while_closed(&self, access: &Access) -> Result<SpaceHash, StoreError> {
+        let space = self.space_of(access)?;
+        self.sum_at(&space, 0)
+    }
+
+    fn sum_at(&self, space: &Space, revision: i64) -> Result<SpaceHash, StoreError> {
         let _gate = self.shared.gate.read();
         for _ in 0..TRIES {
-            let view = read::view(&self.shared, &space);
+            let view = read::view(&self.shared, space);
             let at = view.revision_of(&pb::RangeRequest {
                 revision,
                 ..Default::default()

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | 1 | everything before there were levels |
 //! | 2 | limits of key spaces: command `SetLimits`, space records of format 2 |
+//! | 3 | restore of one key space: command `RestoreSpace`, space records of format 3 |
 
 use crate::engine::Cf;
 use crate::engine::Reader;
@@ -20,12 +21,13 @@ use crate::pb::command::{self, command::Op};
 /// Level of a group that never raised it.
 pub const FIRST_LEVEL: u32 = 1;
 /// Newest level that this program knows.
-pub const LEVEL: u32 = 2;
+pub const LEVEL: u32 = 3;
 
 /// Level that a command came with; the format that it says it has.
 pub(crate) fn of(op: &Op) -> u32 {
     match op {
         Op::SetLimits(_) => 2,
+        Op::RestoreSpace(_) => 3,
         // Whoever does not know the level must not go on.
         Op::SetLevel(set) => set.level.max(2),
         Op::Txn(_)

@@ -22,6 +22,7 @@ mod prune;
 mod read;
 pub(crate) mod record;
 mod replay;
+pub(crate) mod restore;
 pub(crate) mod space;
 mod stage;
 mod txn;
@@ -123,6 +124,7 @@ pub struct Staged {
     commits: Vec<(Arc<Space>, Arc<hub::Commit>)>,
     floors: Vec<(Arc<Space>, i64)>,
     dropped: Vec<Arc<Space>>,
+    closed: Vec<Arc<Space>>,
     revision: i64,
 }
 
@@ -224,6 +226,7 @@ impl Machine {
             commits: std::mem::take(&mut stage.commits),
             floors: std::mem::take(&mut stage.floors),
             dropped: std::mem::take(&mut stage.dropped),
+            closed: std::mem::take(&mut stage.closed),
             revision: stage.revision,
         })
     }
@@ -244,6 +247,12 @@ impl Machine {
             space.hub.close(&WatchItem::Compacted {
                 revision: space.floor(),
             });
+        }
+        for space in staged.closed {
+            space.hub.close(&WatchItem::Compacted {
+                revision: space.floor(),
+            });
+            space.open_if_restored();
         }
         let mut stage = self.stage.lock();
         for (_, commit) in &staged.commits {

@@ -54,6 +54,7 @@ impl Machine {
         check::check_txn(req)?;
         let space = self.space_of(access)?;
         let _gate = self.shared.gate.read();
+        let mark = space.opened()?;
         for _ in 0..TRIES {
             let view = view(&self.shared, &space);
             let path = Path::choose(&view, req)?;
@@ -61,12 +62,14 @@ impl Machine {
             if let Some(answer) = path.read(&view, req)?
                 && space.floor() <= view.at
             {
+                space.still_open(mark)?;
                 return Ok(pb::TxnResponse {
                     header: header(view.revision),
                     ..answer
                 });
             }
         }
+        space.still_open(mark)?;
         Err(StoreError::Compacted { floor: space.floor() })
     }
 
@@ -76,6 +79,7 @@ impl Machine {
             return Err(StoreError::EmptyKey);
         }
         let space = self.space_of(access)?;
+        space.opened()?;
         // Copies, so that a watch does not keep the buffer that its request came in.
         let key = Bytes::copy_from_slice(&req.key);
         let range_end = Bytes::copy_from_slice(&req.range_end);
@@ -91,7 +95,9 @@ impl Machine {
 
     /// Ids of the space's leases.
     pub fn leases(&self, access: &Access) -> Result<Vec<i64>, StoreError> {
-        Ok(self.space_of(access)?.leases.lock().keys().copied().collect())
+        let space = self.space_of(access)?;
+        space.opened()?;
+        Ok(space.leases.lock().keys().copied().collect())
     }
 
     /// Time that a lease has left at `now_millis`.
@@ -103,6 +109,7 @@ impl Machine {
         now_millis: i64,
     ) -> Result<pb::LeaseTimeToLiveResponse, StoreError> {
         let space = self.space_of(access)?;
+        space.opened()?;
         let leases = space.leases.lock();
         let header = header(self.revision());
         let Some(lease) = leases.get(&id) else {
@@ -156,6 +163,7 @@ pub(crate) fn view<'a>(shared: &'a Shared, space: &'a Space) -> View<'a> {
 fn range_once(shared: &Shared, space: &Space, req: &pb::RangeRequest, most: usize) -> Result<Tried, StoreError> {
     shared.meters.ranges.add(1);
     let _gate = shared.gate.read();
+    let mark = space.opened()?;
     let view = view(shared, space);
     let at = view.revision_of(req)?;
     let found = view.find(req, at);
@@ -163,7 +171,8 @@ fn range_once(shared: &Shared, space: &Space, req: &pb::RangeRequest, most: usiz
         return Ok(Tried::Large);
     }
     let answer = view.answer(req, found)?;
-    // Looked at last: versions go only after the floor has moved.
+    // Looked at last: versions go only after the floor has moved, or the space was closed.
+    space.still_open(mark)?;
     match answer {
         Some(answer) if space.floor() <= at => Ok(Tried::Done(answer)),
         Some(_) | None => Ok(Tried::Again),

@@ -4,15 +4,18 @@
 
 use crate::error::StoreError;
 use crate::machine::index::Version;
+use crate::machine::restore::Restore;
 use crate::pb;
 use bytes::Bytes;
 use hanse_api::resources::StoreLimits;
 use std::collections::BTreeSet;
 
-/// Format of all records but those of spaces with limits; a newer one is refused.
+/// Format of all records but those of spaces with limits or a restore; a newer one is refused.
 const FORMAT: u8 = 1;
 /// Format of space records with limits; feature level 2.
 const WITH_LIMITS: u8 = 2;
+/// Format of records of spaces that were restored; feature level 3.
+const WITH_RESTORE: u8 = 3;
 const VERSION_HEAD: usize = 26;
 const EVENT_HEAD: usize = 34;
 const PUT: u8 = 0;
@@ -230,13 +233,15 @@ pub(crate) struct SpaceRecord {
     pub(crate) fence: u64,
     pub(crate) alarms: BTreeSet<Alarm>,
     pub(crate) limits: StoreLimits,
+    /// The last restore of the space; it may be under way.
+    pub(crate) restore: Option<Restore>,
 }
 
 impl SpaceRecord {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut numbers = vec![self.floor, self.fence.cast_signed()];
         let limited = self.limits != StoreLimits::default();
-        if limited {
+        if limited || self.restore.is_some() {
             let StoreLimits {
                 bytes,
                 keys,
@@ -244,27 +249,37 @@ impl SpaceRecord {
             } = self.limits;
             numbers.extend([bytes.cast_signed(), keys.cast_signed(), i64::from(writes_per_second)]);
         }
+        if let Some(restore) = self.restore {
+            numbers.extend(restore.numbers());
+        }
         for alarm in &self.alarms {
             numbers.extend([alarm.member.cast_signed(), i64::from(alarm.kind)]);
         }
         let mut out = head(None, &numbers, 0);
-        if limited {
+        if self.restore.is_some() {
+            out[0] = WITH_RESTORE;
+        } else if limited {
             out[0] = WITH_LIMITS;
         }
         out
     }
 
     pub(crate) fn decode(raw: &[u8]) -> Result<Self, StoreError> {
-        let (mut fields, limited) = match raw.split_first() {
-            Some((&WITH_LIMITS, rest)) => (Fields { what: "space", rest }, true),
-            _ => (Fields::new("space", raw)?, false),
+        let (mut fields, format) = match raw.split_first() {
+            Some((&format @ (WITH_LIMITS | WITH_RESTORE), rest)) => (Fields { what: "space", rest }, format),
+            _ => (Fields::new("space", raw)?, FORMAT),
         };
         let (floor, fence) = (fields.number()?, fields.number()?.cast_unsigned());
         let mut limits = StoreLimits::default();
-        if limited {
+        if format >= WITH_LIMITS {
             limits.bytes = fields.number()?.cast_unsigned();
             limits.keys = fields.number()?.cast_unsigned();
             limits.writes_per_second = u32::try_from(fields.number()?).map_err(|_| fields.short())?;
+        }
+        let mut restore = None;
+        if format == WITH_RESTORE {
+            let numbers = [fields.number()?, fields.number()?, fields.number()?, fields.number()?];
+            restore = Some(Restore::of(numbers));
         }
         let mut alarms = BTreeSet::new();
         while !fields.rest.is_empty() {
@@ -277,6 +292,7 @@ impl SpaceRecord {
             fence,
             alarms,
             limits,
+            restore,
         })
     }
 }
@@ -302,12 +318,14 @@ mod tests {
         }
 
         #[test]
-        fn a_space_keeps_its_alarms_and_limits(
+        fn a_space_keeps_its_alarms_limits_and_restore(
             floor: i64, fence: u64, alarms: BTreeSet<(u64, i32)>, limits: (u64, u64, u32),
+            restore: Option<(i64, i64, i64, bool)>,
         ) {
+            let restore = restore.map(|(id, step, revision, done)| Restore::of([id, step, revision, i64::from(done)]));
             let limits = StoreLimits { bytes: limits.0, keys: limits.1, writes_per_second: limits.2 };
             let alarms = alarms.into_iter().map(|(member, kind)| Alarm { member, kind }).collect();
-            let of = SpaceRecord { floor, fence, alarms, limits };
+            let of = SpaceRecord { floor, fence, alarms, limits, restore };
             let raw = of.encode();
             prop_assert_eq!(SpaceRecord::decode(&raw).unwrap(), of);
             prop_assert!(SpaceRecord::decode(&raw[..raw.len() - 1]).is_err());

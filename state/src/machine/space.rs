@@ -6,6 +6,7 @@ use crate::machine::hub::Hub;
 use crate::machine::index::{Index, Version};
 use crate::machine::limits::Live;
 use crate::machine::record::{Alarm, LeaseRecord, SpaceRecord};
+use crate::machine::restore::Restore;
 use crate::store::SpaceUsage;
 use bytes::Bytes;
 use hanse_api::resources::StoreLimits;
@@ -52,6 +53,10 @@ pub(crate) struct Space {
     fence: AtomicU64,
     pub(crate) alarms: Mutex<BTreeSet<Alarm>>,
     pub(crate) limits: Mutex<StoreLimits>,
+    /// The last restore, after what is staged.
+    pub(crate) restore: Mutex<Option<Restore>>,
+    /// Counts how often the space was closed and opened by restores: odd while it is closed to readers.
+    pub(crate) doors: AtomicU64,
     /// Size of the index, so that who asks for it on every write does not wait for a long list to be read.
     bytes: AtomicU64,
     keys: AtomicUsize,
@@ -78,6 +83,8 @@ impl Space {
             fence: AtomicU64::new(record.fence),
             alarms: Mutex::new(record.alarms),
             limits: Mutex::new(record.limits),
+            doors: AtomicU64::new(u64::from(record.restore.is_some_and(|restore| !restore.is_done()))),
+            restore: Mutex::new(record.restore),
             bytes: AtomicU64::new(0),
             keys: AtomicUsize::new(0),
             live_bytes: AtomicU64::new(0),
@@ -92,6 +99,7 @@ impl Space {
             fence: 0,
             alarms: BTreeSet::new(),
             limits: StoreLimits::default(),
+            restore: None,
         }
     }
 
@@ -156,6 +164,7 @@ impl Space {
             fence: self.fence(),
             alarms: self.alarms.lock().clone(),
             limits: *self.limits.lock(),
+            restore: *self.restore.lock(),
         }
     }
 
@@ -209,6 +218,7 @@ impl Space {
         self.fence.store(fresh.fence(), Ordering::Release);
         *self.alarms.lock() = std::mem::take(&mut *fresh.alarms.lock());
         *self.limits.lock() = *fresh.limits.lock();
+        self.take_restore(fresh);
         self.pruned.send_replace(NO_FLOOR);
     }
 }

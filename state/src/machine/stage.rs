@@ -9,7 +9,7 @@ use crate::machine::record::{LeaseRecord, LevelRecord, StateRecord};
 use crate::machine::space::{DROPPED, Lease, Space};
 use crate::machine::txn::Changes;
 use crate::machine::view::{Pending, header};
-use crate::machine::{Fault, MAX_LEASE_TTL, MIN_LEASE_TTL, Shared, alarm, audit, check};
+use crate::machine::{Fault, MAX_LEASE_TTL, MIN_LEASE_TTL, Shared, alarm, audit, check, restore};
 use crate::pb::command::{self, command::Op, outcome::Answer};
 use crate::pb::{self, Command};
 use hanse_api::audit::Head;
@@ -33,6 +33,8 @@ pub(crate) struct Stage {
     /// Spaces whose floor or content is to be published.
     pub(crate) floors: Vec<(Arc<Space>, i64)>,
     pub(crate) dropped: Vec<Arc<Space>>,
+    /// Spaces whose watches end: a restore of them began or ended.
+    pub(crate) closed: Vec<Arc<Space>>,
     /// Leases by deadline.
     pub(crate) deadlines: BTreeSet<(i64, KeySpace, i64)>,
     /// Why no more commands are taken.
@@ -53,6 +55,7 @@ impl Stage {
             commits: Vec::new(),
             floors: Vec::new(),
             dropped: Vec::new(),
+            closed: Vec::new(),
             deadlines: BTreeSet::new(),
             failed: None,
         }
@@ -92,6 +95,7 @@ impl Stage {
             return self.drop_space(&space);
         }
         space.check_epoch(command.epoch).map_err(Fault::Refused)?;
+        restore::check(&space, &op).map_err(Fault::Refused)?;
         alarm::check(&space, &op).map_err(Fault::Refused)?;
         match op {
             Op::Txn(txn) => {
@@ -117,6 +121,7 @@ impl Stage {
                 }
                 Ok(Answer::Revision(self.revision))
             }
+            Op::RestoreSpace(command) => self.restore(&space, command),
             Op::SetLimits(set) => {
                 if space.set_limits(&set) {
                     self.put_record(&space);
@@ -140,7 +145,7 @@ impl Stage {
         Ok(Answer::Revision(self.revision))
     }
 
-    fn put_record(&mut self, space: &Space) {
+    pub(crate) fn put_record(&mut self, space: &Space) {
         self.batch
             .put(Cf::Meta, keys::space_meta_key(&space.name), space.record().encode());
     }
@@ -178,6 +183,7 @@ impl Stage {
             return Err(Fault::Refused(StoreError::InvalidTenant(String::new())));
         }
         space.raise_fence(DROPPED);
+        *space.restore.lock() = None;
         space.stage_floor(self.revision);
         self.put_record(space);
         let end = keys::prefix_end(&space.prefix);
@@ -192,11 +198,11 @@ impl Stage {
         Ok(Answer::Revision(self.revision))
     }
 
-    fn deadline(&self, ttl: i64) -> i64 {
+    pub(crate) fn deadline(&self, ttl: i64) -> i64 {
         self.last_at.saturating_add(ttl.saturating_mul(1000))
     }
 
-    fn put_lease(&mut self, space: &Space, id: i64, record: LeaseRecord) {
+    pub(crate) fn put_lease(&mut self, space: &Space, id: i64, record: LeaseRecord) {
         self.deadlines.insert((record.deadline, space.name.clone(), id));
         self.batch
             .put(Cf::Lease, keys::lease_key(&space.prefix, id), record.encode());
@@ -297,7 +303,8 @@ impl Stage {
 
     /// Rebuilds the order of deadlines.
     pub(crate) fn load_deadlines(&mut self, spaces: &BTreeMap<KeySpace, Arc<Space>>) {
-        for (name, space) in spaces {
+        // Leases of a space that is being restored begin when it opens.
+        for (name, space) in spaces.iter().filter(|(_, space)| !space.is_restored_now()) {
             for (id, lease) in &*space.leases.lock() {
                 self.deadlines.insert((lease.record.deadline, name.clone(), *id));
             }
