@@ -58,3 +58,15 @@ async fn a_region_that_was_started_reaches_the_tenants() -> Result<()> {
     get(&through_eu, "/version").await.context("right after the start")?;
     world.finish()
 }
+
+/// What was removed for good does not come back, and the rest goes on without it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_installation_goes_on_without_a_server_that_was_removed() -> Result<()> {
+    let world = World::up(45)?;
+    let context = world.tenant("work", "eu")?;
+    world.hanse(&["server", "remove", "eu-1"])?;
+    world.hanse(&["down"])?;
+    world.go_on()?;
+    world.kubectl(&context, &["get", "namespace", "default"])?;
+    world.finish()
+}

@@ -189,6 +189,11 @@ pub(crate) struct Started {
 }
 
 impl Started {
+    /// The region that it belongs to; empty for the front door.
+    pub(crate) fn region(&self) -> &str {
+        &self.service.region
+    }
+
     /// Fails when the process has ended, with the end of its log.
     pub(crate) fn check(&mut self) -> Result<()> {
         /// Lines of the log that the message shows.

@@ -17,7 +17,7 @@ use crate::logins::{Login, Logins};
 use crate::output::progress::{Step, seconds};
 use crate::verbs::create::{Wanted, submit};
 use crate::verbs::tenant;
-use hanse_api::kinds::{ANNOTATION_REGION, CLUSTERS, KindName, PROJECTS, VIRTUAL_CLUSTER_INSTANCES};
+use hanse_api::kinds::{ANNOTATION_REGION, CLUSTERS, KindName, PROJECTS, SERVERS, VIRTUAL_CLUSTER_INSTANCES};
 use hanse_api::name::project_of_namespace;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -231,7 +231,14 @@ impl<'a> Up<'a> {
                 break;
             }
             waiting = left;
-            started.iter_mut().try_for_each(Started::check)?;
+            for one in &mut started {
+                if let Err(error) = one.check() {
+                    if !self.has_left(one.region()).await {
+                        return Err(error);
+                    }
+                    waiting.retain(|(name, ..)| name != one.region());
+                }
+            }
             let names: Vec<&str> = waiting.iter().map(|(name, ..)| name.as_str()).collect();
             if clock.mono() >= end {
                 let message = format!(
@@ -315,7 +322,13 @@ impl<'a> Up<'a> {
         let end = clock.mono() + REACHED_LIMIT;
         for region in regions {
             let http = Http::new(BaseUrl::parse(&region.url())?, &ca, None, clock.clone())?;
+            let server = Service::in_region(&self.installation.layout, &region.name, Role::Server);
             while let Err(why) = ready(&http, "/readyz").await {
+                if server.running().is_none() && self.has_left(&region.name).await {
+                    let text = "has no server of its own any more: it was removed from the system";
+                    self.app.output.note(&format!("region {} {text}", region.name));
+                    break;
+                }
                 if clock.mono() >= end {
                     let limit = seconds(REACHED_LIMIT);
                     let message = format!("the server of {} is not ready after {limit}: {why}", region.name);
@@ -327,6 +340,13 @@ impl<'a> Up<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the system has no server of this region any more, by what the others say. Such a server stops by itself.
+    async fn has_left(&self, region: &str) -> bool {
+        let servers: Vec<Value> = self.management.list(&SERVERS, None).await.unwrap_or_default();
+        let mut regions = servers.iter().map(|server| tenant::text(server, "/spec/region"));
+        !region.is_empty() && !servers.is_empty() && !regions.any(|one| one == region)
     }
 
     /// Waits until the administrator's key is known: it is entered after the first election.
