@@ -1,7 +1,7 @@
 //! Puts while something is in their way: leadership that moves, a follower that stands still.
 
 use crate::cluster::{Cluster, Peer, Programs};
-use crate::load::{Figures, Window, closed_loop};
+use crate::load::{AsyncAsk, Client, Figures, Window, closed_loop};
 use crate::works::Puts;
 use anyhow::{Context as _, Result};
 use hanse_state::pb;
@@ -13,6 +13,9 @@ use std::time::Duration;
 const MEMBERS: usize = 3;
 /// Between two planned hand-overs.
 const BETWEEN: Duration = Duration::from_millis(500);
+
+/// A put that takes longer has failed: some hang for seconds when their leader goes.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is in the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +62,7 @@ async fn run(
     let mut cluster = Cluster::start(peer, programs, MEMBERS).await?;
     let figures = match hindrance {
         Hindrance::HandOvers => {
-            let puts = closed_loop(&cluster, clients, window, Puts);
+            let puts = closed_loop(&cluster, clients, window, Impatient);
             tokio::select! {
                 figures = puts => figures?,
                 never = hand_over_for_ever(&cluster) => match never? {},
@@ -68,7 +71,7 @@ async fn run(
         Hindrance::PausedFollower => {
             let leader = cluster.leader().await?;
             cluster.pause((leader + 1) % MEMBERS)?;
-            closed_loop(&cluster, clients, window, Puts).await?
+            closed_loop(&cluster, clients, window, Impatient).await?
         }
     };
     println!(
@@ -80,6 +83,15 @@ async fn run(
         figures.errors
     );
     Ok(figures)
+}
+
+struct Impatient;
+
+impl AsyncAsk for Impatient {
+    async fn ask(&self, client: &mut Client) -> Result<(), tonic::Status> {
+        let asked = tokio::time::timeout(PATIENCE, Puts.ask(client)).await;
+        asked.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer within a second")))
+    }
 }
 
 async fn hand_over_for_ever(cluster: &Cluster) -> Result<std::convert::Infallible> {
