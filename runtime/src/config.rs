@@ -85,24 +85,57 @@ pub fn parse_text<T: DeserializeOwned + Validate>(text: &str, path: &Path) -> Re
 }
 
 fn parse<T: DeserializeOwned + Validate>(text: &str, mut errors: ConfigErrors) -> Result<T, ConfigErrors> {
-    let config: T = match toml::from_str(text) {
-        Ok(config) => config,
-        Err(error) => {
-            // Only position and message: the excerpt that the parser would show may hold a secret.
-            let line = error
-                .span()
-                .and_then(|span| text.get(..span.start))
-                .map(|before| before.matches('\n').count() + 1);
-            let place = line.map(|line| format!("line {line}")).unwrap_or_default();
-            errors.add(place, error.message().to_owned());
-            return Err(errors);
+    match toml::from_str::<T>(text) {
+        Ok(config) => {
+            config.validate(&mut errors);
+            if errors.faults.is_empty() {
+                return Ok(config);
+            }
         }
-    };
-    config.validate(&mut errors);
-    if errors.faults.is_empty() {
-        Ok(config)
-    } else {
-        Err(errors)
+        Err(first) => shape_faults::<T>(text, first, &mut errors),
+    }
+    Err(errors)
+}
+
+/// Faults of shape, in the order of their lines: the parser stops at the first that it meets, so what it objects to is blotted
+/// out and the rest is parsed again.
+fn shape_faults<T: DeserializeOwned>(text: &str, first: toml::de::Error, errors: &mut ConfigErrors) {
+    /// More than anybody mends at a time.
+    const MOST: usize = 50;
+    let mut lines: Vec<&str> = text.lines().collect();
+    let (mut error, mut blotted, mut found) = (first, Vec::new(), Vec::new());
+    while found.len() < MOST {
+        // Only position and message: the excerpt that the parser would show may hold a secret.
+        let (message, now) = (error.message().to_owned(), lines.join("\n"));
+        let at = error.span().and_then(|span| now.get(..span.start));
+        let at = at.map(|before| before.matches('\n').count());
+        // What is blotted out is not missing; and without it the text may no longer be TOML.
+        let known = blotted.iter().any(|key| message == format!("missing field `{key}`"));
+        if known || (!found.is_empty() && now.parse::<toml::Table>().is_err()) {
+            break;
+        }
+        found.push((at, message));
+        let Some((at, line)) = at.and_then(|at| Some((at, *lines.get(at)?))) else {
+            break;
+        };
+        if line.trim().is_empty() {
+            break;
+        }
+        let key = line.split(['=', ']']).next().unwrap_or_default();
+        blotted.push(key.trim_matches([' ', '[']).to_owned());
+        let section = line.trim_start().starts_with('[');
+        let body = lines.iter().skip(at + 1);
+        let body = body.take_while(|next| section && !next.trim_start().starts_with('['));
+        let size = 1 + body.count();
+        lines.iter_mut().skip(at).take(size).for_each(|line| *line = "");
+        match toml::from_str::<T>(&lines.join("\n")) {
+            Ok(_) => break,
+            Err(next) => error = next,
+        }
+    }
+    found.sort();
+    for (at, message) in found {
+        errors.add(at.map(|at| format!("line {}", at + 1)).unwrap_or_default(), message);
     }
 }
 
@@ -127,6 +160,27 @@ mod tests {
 
     fn faults(text: &str) -> String {
         parse_text::<Sample>(text, Path::new("x.toml")).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_fault_of_shape_is_told_at_once() {
+        assert_eq!(
+            faults("name = 3\nnick = \"a\"\n[more]\nname = 1\nport = 2\n[[list]]\nx = 1\n[[list]]\nx = 2\n"),
+            "configuration x.toml has 5 fault(s):\n  line 1: invalid type: integer `3`, expected a string\n  \
+             line 2: unknown field `nick`, expected `name` or `port`\n  \
+             line 3: unknown field `more`, expected `name` or `port`\n  \
+             line 6: unknown field `list`, expected `name` or `port`\n  \
+             line 8: unknown field `list`, expected `name` or `port`"
+        );
+        // A value over several lines: its rest is no TOML, so what comes after it is told the next time.
+        assert_eq!(
+            faults("nick = [\n1,\n]\nport = \"a\"\n"),
+            "configuration x.toml has 1 fault(s):\n  line 1: unknown field `nick`, expected `name` or `port`"
+        );
+        assert_eq!(
+            faults("port = \"a\"\n"),
+            "configuration x.toml has 2 fault(s):\n  line 1: invalid type: string \"a\", expected u16\n  line 1: missing field `name`"
+        );
     }
 
     #[test]
