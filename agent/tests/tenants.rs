@@ -165,6 +165,17 @@ impl World {
             .pid
     }
 
+    /// Waits for a process that is not `before`. It is looked up once: a record changes while its process starts.
+    async fn runs(&self, tenant: &str, before: Option<i32>) -> i32 {
+        let mut found = None;
+        until("it runs", || {
+            found = self.pid(tenant).filter(|pid| Some(*pid) != before);
+            found.is_some()
+        })
+        .await;
+        found.unwrap()
+    }
+
     fn given_ports(&self) -> BTreeMap<String, u16> {
         serde_json::from_slice(&std::fs::read(self.data_dir().join("ports.json")).unwrap()).unwrap()
     }
@@ -204,15 +215,13 @@ async fn a_killed_process_is_started_again_after_a_wait() {
     let world = World::new();
     let running = world.agent(RUNS).await;
     running.agent.intent("eu-1", world.intent(1, &["a"]));
-    until("it runs", || world.pid("a").is_some()).await;
+    let mut last = world.runs("a", None).await;
     assert_eq!(running.of("a").state, TenantState::Starting);
-    let mut last = world.pid("a");
     for n in 1..=3 {
-        let pid = rustix::process::Pid::from_raw(last.unwrap()).unwrap();
+        let pid = rustix::process::Pid::from_raw(last).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        until("it is back", || world.pid("a").is_some() && world.pid("a") != last).await;
         until("it is counted", || running.of("a").restarts == n).await;
-        last = world.pid("a");
+        last = world.runs("a", Some(last)).await;
     }
     assert!(
         running.of("a").message.contains("ended by signal 9"),

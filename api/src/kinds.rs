@@ -91,6 +91,12 @@ pub const IDENTITIES: KindName = hanse("Identity", "identities", false);
 pub const LOGIN_GRANTS: KindName = hanse("LoginGrant", "logingrants", false);
 /// Logins that were used and must not be again. Never served.
 pub const SPENT_LOGINS: KindName = hanse("SpentLogin", "spentlogins", false);
+/// Programs that Hanse is the identity provider of.
+pub const OIDC_CLIENTS: KindName = loft("OIDCClient", "oidcclients", false);
+/// Logins of people at those programs.
+pub const OIDC_GRANTS: KindName = hanse("OidcGrant", "oidcgrants", false);
+/// Keys, sealed, that sign tokens for those programs.
+pub const OIDC_KEYS: KindName = hanse("OidcKey", "oidckeys", false);
 /// Host, epoch and sealed PKI of each tenant cluster. Never served: it holds (sealed) keys.
 pub const TENANT_STORES: KindName = hanse("TenantStore", "tenantstores", true);
 /// What each connected cluster's agent shall run. Never served.
@@ -99,6 +105,8 @@ pub const INTENTS: KindName = hanse("Intent", "intents", false);
 pub const ENROLMENT_TOKENS: KindName = hanse("EnrolmentToken", "enrolmenttokens", false);
 /// One-time tokens by which new servers join, hashed. A kind of their own: no token of an agent can ever make a server. Never served.
 pub const JOIN_TOKENS: KindName = hanse("JoinToken", "jointokens", false);
+/// Keys of servers that were removed, by their hashes: their certificates are refused. Never served.
+pub const REVOKED_KEYS: KindName = hanse("RevokedKey", "revokedkeys", false);
 /// Leases of regions (coordinator election). Never served.
 pub const REGION_LEASES: KindName = hanse("RegionLease", "regionleases", false);
 

@@ -9,7 +9,7 @@ pub const SUBDOMAIN_MAX: usize = 253;
 /// clients which match on them keep working.
 pub fn check_label(name: &str) -> Result<(), String> {
     if name.len() > LABEL_MAX {
-        return Err(format!("must be no more than {LABEL_MAX} characters"));
+        return Err(format!("must be no more than {LABEL_MAX} bytes"));
     }
     if is_label(name) {
         return Ok(());
@@ -25,7 +25,7 @@ pub fn check_label(name: &str) -> Result<(), String> {
 /// Checks that `name` is a DNS subdomain: labels joined by dots.
 pub fn check_subdomain(name: &str) -> Result<(), String> {
     if name.len() > SUBDOMAIN_MAX {
-        return Err(format!("must be no more than {SUBDOMAIN_MAX} characters"));
+        return Err(format!("must be no more than {SUBDOMAIN_MAX} bytes"));
     }
     if !name.is_empty() && name.split('.').all(is_label) {
         return Ok(());
@@ -45,6 +45,66 @@ fn is_label(text: &str) -> bool {
         return false;
     };
     plain(first) && plain(last) && bytes.iter().all(|&b| plain(b) || b == b'-')
+}
+
+/// What is wrong with the key of a label or annotation, or with the name of a finalizer: a name of at most 63 bytes, behind a
+/// subdomain and a slash if it has one. In Kubernetes' own words.
+pub fn qualified_faults(text: &str) -> Vec<String> {
+    let (prefix, name) = match text.split_once('/') {
+        None => (None, text),
+        Some((_, name)) if name.contains('/') => {
+            return vec![format!(
+                "a valid label key {QUALIFIED_RULE} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
+            )];
+        }
+        Some((prefix, name)) => (Some(prefix), name),
+    };
+    let mut faults = Vec::new();
+    match prefix {
+        Some("") => faults.push("prefix part must be non-empty".to_owned()),
+        Some(prefix) => faults.extend(check_subdomain(prefix).err().map(|why| format!("prefix part {why}"))),
+        None => {}
+    }
+    if name.is_empty() {
+        faults.push("name part must be non-empty".to_owned());
+    } else if name.len() > LABEL_MAX {
+        faults.push(format!("name part must be no more than {LABEL_MAX} bytes"));
+    }
+    if name.is_empty() || !is_label_text(name) {
+        faults.push(format!("name part {QUALIFIED_RULE}"));
+    }
+    faults
+}
+
+const QUALIFIED_RULE: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
+                              alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation \
+                              is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+
+/// What is wrong with the value of a label, in Kubernetes' own words.
+pub fn label_value_faults(text: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    if text.len() > LABEL_MAX {
+        faults.push(format!("must be no more than {LABEL_MAX} bytes"));
+    }
+    if !is_label_text(text) {
+        faults.push(
+            "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start \
+             and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation \
+             is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
+                .to_owned(),
+        );
+    }
+    faults
+}
+
+fn is_label_text(text: &str) -> bool {
+    let edge = |b: Option<&u8>| b.is_none_or(u8::is_ascii_alphanumeric);
+    let bytes = text.as_bytes();
+    edge(bytes.first())
+        && edge(bytes.last())
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
 /// Prefix of the namespace that holds the objects of a project.
@@ -82,6 +142,40 @@ mod tests {
         for bad in ["", ".", "a.", ".a", "a..b", "A.b"] {
             assert!(check_subdomain(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn qualified_names() {
+        let long = "x".repeat(64);
+        for good in ["a", "A.b_c-9", "example.com/MyName", &long[1..]] {
+            assert!(qualified_faults(good).is_empty(), "{good}");
+        }
+        let rule = format!("name part {QUALIFIED_RULE}");
+        let long_name = "name part must be no more than 63 bytes".to_owned();
+        let table = [
+            ("no slash!", vec![rule.clone()]),
+            ("", vec!["name part must be non-empty".to_owned(), rule.clone()]),
+            ("a/", vec!["name part must be non-empty".to_owned(), rule.clone()]),
+            ("/a", vec!["prefix part must be non-empty".to_owned()]),
+            (&long, vec![long_name]),
+            ("-", vec![rule]),
+        ];
+        for (text, want) in table {
+            assert_eq!(qualified_faults(text), want, "{text}");
+        }
+        assert!(qualified_faults("Upper.Case/a")[0].starts_with("prefix part a lowercase RFC 1123 subdomain"));
+        assert!(qualified_faults("a/b/c")[0].starts_with("a valid label key must consist"));
+    }
+
+    #[test]
+    fn values_of_labels() {
+        for good in ["", "a", "MyValue", "my_value", "1.2-3"] {
+            assert!(label_value_faults(good).is_empty(), "{good}");
+        }
+        for bad in ["-", "a b", "a/b", "ä", "a."] {
+            assert!(label_value_faults(bad)[0].starts_with("a valid label must be"), "{bad}");
+        }
+        assert_eq!(label_value_faults(&"x".repeat(64)), ["must be no more than 63 bytes"]);
     }
 
     #[test]

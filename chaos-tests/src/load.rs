@@ -1,9 +1,10 @@
 //! A client that writes one thing after the other and notes each acknowledgement. What was acknowledged must be there
 //! afterwards, and the longest time between two acknowledgements is how long the fault was felt.
 
+use crate::standstill::Standstills;
 use anyhow::{Result, bail};
 use futures::future::BoxFuture;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -29,17 +30,10 @@ pub enum Outcome {
 /// A write of the thing called so.
 pub type Write = Box<dyn Fn(String) -> BoxFuture<'static, Outcome> + Send + Sync>;
 
-/// Without the processor for so long, this process stood still, and so may have the servers.
-const STANDSTILL: Duration = Duration::from_millis(500);
-/// How long a standstill is felt: the deadlines of connections that it broke.
-const AFTERMATH: Duration = Duration::from_secs(10);
-
 #[derive(Debug, Default)]
 struct Record {
     acknowledged: Vec<(String, Instant)>,
     failures: Vec<(Instant, String)>,
-    /// When the machine gave this process no time.
-    standstills: Vec<Instant>,
 }
 
 /// A running client.
@@ -47,6 +41,7 @@ struct Record {
 pub struct Load {
     title: String,
     record: Arc<Mutex<Record>>,
+    standstills: Standstills,
     count: watch::Receiver<usize>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
@@ -58,7 +53,6 @@ impl Load {
         let record: Arc<Mutex<Record>> = Arc::default();
         let (counted, count) = watch::channel(0);
         let (stop, stopped) = watch::channel(false);
-        note_standstills(Arc::downgrade(&record));
         let (prefix, own) = (prefix.to_owned(), record.clone());
         let task = tokio::spawn(async move {
             let mut number = 0;
@@ -80,6 +74,7 @@ impl Load {
         Self {
             title: title.to_owned(),
             record,
+            standstills: Standstills::watch(),
             count,
             stop,
             task,
@@ -150,14 +145,10 @@ impl Load {
     /// The same, without those at times when the machine stood still: no server can do anything about those.
     pub fn faults(&self) -> Vec<String> {
         let record = self.record();
-        let excused = |failed: &Instant| {
-            let long = TRY_LIMIT + AFTERMATH;
-            record
-                .standstills
-                .iter()
-                .any(|at| *at <= *failed && failed.duration_since(*at) < long)
-        };
-        let (excused, faults): (Vec<_>, Vec<_>) = record.failures.iter().partition(|(at, _)| excused(at));
+        let (excused, faults): (Vec<_>, Vec<_>) = record
+            .failures
+            .iter()
+            .partition(|(at, _)| self.standstills.excuse(*at, TRY_LIMIT));
         if !excused.is_empty() {
             println!(
                 "{}: the machine stood still; {} tries failed then: {excused:?}",
@@ -184,21 +175,6 @@ impl Load {
         let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(record.acknowledged.iter().map(|(name, _)| name.clone()).collect())
     }
-}
-
-/// Notes when this process gets no time, for as long as somebody has the record. A thread: the tests block those of the runtime.
-fn note_standstills(record: Weak<Mutex<Record>>) {
-    std::thread::spawn(move || {
-        loop {
-            let before = Instant::now();
-            std::thread::sleep(PAUSE);
-            let Some(record) = record.upgrade() else { return };
-            if before.elapsed() > STANDSTILL {
-                let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
-                record.standstills.push(Instant::now());
-            }
-        }
-    });
 }
 
 /// Notes what came of a try; says whether it was acknowledged.
@@ -255,9 +231,9 @@ mod tests {
         );
         assert!(load.judge("test", begun, Duration::from_millis(1)).is_err());
         assert!(!load.failures().is_empty());
-        load.record().standstills.clear();
+        load.standstills.set(Vec::new());
         assert_eq!(load.faults(), load.failures(), "nothing excuses them");
-        load.record().standstills.push(begun);
+        load.standstills.set(vec![begun]);
         assert_eq!(load.faults(), Vec::<String>::new());
         let names = load.stop().await.unwrap();
         assert_eq!(names[..5], ["w-0", "w-1", "w-2", "w-3", "w-4"]);

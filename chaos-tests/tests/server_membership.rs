@@ -222,6 +222,15 @@ fn is_out(world: &World, server: &mut Newcomer) -> Result<()> {
     Ok(())
 }
 
+/// The key of a server that was removed makes no other server: its certificate is refused, too.
+fn key_is_spent(world: &World, server: &Newcomer) -> Result<()> {
+    fs::remove_file(server.dir.join("server.toml"))?;
+    let token = server.token(world, "us")?;
+    refused(world, &["a server that was removed for good"], || {
+        server.join(world, &token)
+    })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn one_server_becomes_three_and_one_again_without_a_failed_request() -> Result<()> {
     let [block, _] = BLOCKS;
@@ -256,6 +265,7 @@ async fn one_server_becomes_three_and_one_again_without_a_failed_request() -> Re
     world.hanse(&["server", "remove", "us-1", "--wait"])?;
     until_voters(&world, &["ap-1", "eu-1"])?;
     is_out(&world, &mut us)?;
+    key_is_spent(&world, &us)?;
     load.more(SOME).await?;
     let (patient, again_is_fine) = ("--request-timeout=60s", "--ignore-not-found");
     let delete = ["delete", "servers.hanse.dev", "ap-1", patient, again_is_fine];

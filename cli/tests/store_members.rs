@@ -6,6 +6,7 @@
 mod processes;
 
 use processes::{free_ports, tool, wait_until_ready};
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -305,4 +306,50 @@ fn refusals_are_etcds_word_for_word() {
     assert_eq!(ours_said, theirs_said);
     let refused = ours_said.iter().filter(|line| !line.is_empty()).count();
     assert_eq!((refused, ours_said.len()), (16, 20), "{ours_said:?}");
+}
+
+/// A watch of etcdctl's, which asks for a leader. What it says goes into a file.
+fn watch_into(endpoint: &str, file: &Path) -> Process {
+    let said = File::create(file).unwrap();
+    let mut command = Command::new(tool("etcdctl").unwrap());
+    command.args(["--endpoints", endpoint, "watch", "k"]);
+    Process(command.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap())
+}
+
+/// etcd and we alike: with two of three members gone, what is open ends, what is new is refused, and both are told why.
+#[test]
+fn a_watch_that_asks_for_a_leader_ends_where_there_is_none() {
+    let (Some(etcd), Some(_)) = (tool("etcd"), tool("etcdctl")) else {
+        println!("skipped: no etcd; `cargo xtask kube-tools` builds it");
+        return;
+    };
+    for ours in [false, true] {
+        let dir = TempDir::new().unwrap();
+        let all = places(dir.path(), 3);
+        let members: Vec<&Place> = all.iter().collect();
+        let start = |place: &Place| match ours {
+            true => hanse(place, &members, "new"),
+            false => Process(flags(Command::new(&etcd), place, &members, "new").spawn().unwrap()),
+        };
+        let mut running: Vec<Process> = all.iter().map(start).collect();
+        running.iter_mut().for_each(|member| wait_until_ready(&mut member.0));
+        let endpoint = &all[0].client;
+        let (open, late) = (dir.path().join("open"), dir.path().join("late"));
+        let mut watch = watch_into(endpoint, &open);
+        wait_for("first event", || {
+            ok(endpoint, &["put", "k", "v"]);
+            fs::read_to_string(&open).unwrap().contains("PUT").then_some(())
+        });
+        running.truncate(1);
+        for (watch, file) in [(&mut watch, &open), (&mut watch_into(endpoint, &late), &late)] {
+            let ended = wait_for("end of the watch", || watch.0.try_wait().unwrap());
+            let said = fs::read_to_string(file).unwrap();
+            assert!(
+                !ended.success() && said.contains("etcdserver: no leader"),
+                "ours: {ours}, {said}"
+            );
+        }
+        let old = ["get", "k", "--consistency=s", "--print-value-only"];
+        assert_eq!(ok(endpoint, &old), "v\n", "what needs no leader goes on");
+    }
 }

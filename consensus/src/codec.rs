@@ -85,6 +85,7 @@ pub fn seat_to_pb(seat: &Seat) -> pb::Member {
         held: seat.held,
         moved: seat.moved,
         awaits_vote: seat.awaits_vote,
+        replaces: seat.replaces,
     }
 }
 
@@ -98,6 +99,7 @@ pub fn seat_from_pb(record: pb::Member) -> Seat {
         held: record.held,
         moved: record.moved,
         awaits_vote: record.awaits_vote,
+        replaces: record.replaces,
     }
 }
 
@@ -431,6 +433,9 @@ pub fn refusal_to_pb(refusal: &Refusal) -> pb::change_reply::Refused {
         Refusal::IdUsed { id } => plain(Why::IdUsed, *id),
         Refusal::NotLearner { id } => plain(Why::NotLearner, *id),
         Refusal::TooManyLearners => plain(Why::TooManyLearners, 0),
+        Refusal::Gone { id } => plain(Why::Gone, *id),
+        Refusal::Alive { id } => plain(Why::Alive, *id),
+        Refusal::Foreign { id } => plain(Why::Foreign, *id),
         Refusal::AddressTaken { address } => Refused {
             address: address.clone(),
             ..plain(Why::AddressTaken, 0)
@@ -463,6 +468,9 @@ pub fn refusal_from_pb(message: pb::change_reply::Refused) -> Refusal {
         Why::IdUsed => Refusal::IdUsed { id },
         Why::NotLearner => Refusal::NotLearner { id },
         Why::TooManyLearners => Refusal::TooManyLearners,
+        Why::Gone => Refusal::Gone { id },
+        Why::Alive => Refusal::Alive { id },
+        Why::Foreign => Refusal::Foreign { id },
         Why::AddressTaken => Refusal::AddressTaken {
             address: message.address,
         },
@@ -502,6 +510,7 @@ mod tests {
             held: *id == 2,
             moved: *id == 3,
             awaits_vote: *id == 4,
+            replaces: if *id == 5 { 2 } else { 0 },
         };
         let seats: BTreeMap<u64, Seat> = configs.iter().flatten().map(|id| (*id, seat(id))).collect();
         Membership::new(configs, seats).unwrap()

@@ -31,8 +31,12 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// For asking other servers how they are.
     pub status_timeout: Duration,
-    /// For sending one snapshot and having it installed.
+    /// A snapshot is given up when nothing more of it goes out for so long; its installation at the other end counts as such.
     pub snapshot_timeout: Duration,
+    /// A member that does not say for so long how far a snapshot came is asked again.
+    pub snapshot_stall: Duration,
+    /// Bytes of a snapshot that are sent to one member in a second; 0: as many as go through.
+    pub snapshot_rate: u64,
     /// Log entries after which older ones may be purged.
     pub snapshot_every: u64,
     /// Purgeable entries that are kept nevertheless: a member that comes back within them replays instead of taking a snapshot.
@@ -60,6 +64,8 @@ impl Default for Settings {
             request_timeout: Duration::from_secs(5),
             status_timeout: Duration::from_millis(1500),
             snapshot_timeout: Duration::from_secs(600),
+            snapshot_stall: Duration::from_secs(10),
+            snapshot_rate: 0,
             snapshot_every: 50_000,
             keep_entries: 50_000,
             keep_bytes: 128 << 20,

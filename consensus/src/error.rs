@@ -152,6 +152,14 @@ pub enum ConsensusError {
     /// A change of the members that is not allowed.
     #[error("the members were not changed")]
     Refused(#[source] Refusal),
+    /// A member that lost log entries got no new id.
+    #[error("the others did not take this server (id {id:x}) in again under a new id: {why}")]
+    NotReplaced {
+        /// Its old id.
+        id: NodeId,
+        /// What they said, or that they did not.
+        why: String,
+    },
     /// It did not happen in time.
     #[error("Raft group {group}: {what} did not happen within {seconds} s")]
     Timeout {
@@ -175,8 +183,11 @@ impl ConsensusError {
                 Refusal::Behind { .. } | Refusal::Unstarted { .. } | Refusal::Unreachable { .. } => true,
                 Refusal::NoSuchMember { .. } | Refusal::IdUsed { .. } | Refusal::AddressTaken { .. } => false,
                 Refusal::NotLearner { .. } | Refusal::TooManyLearners => false,
+                Refusal::Gone { .. } | Refusal::Foreign { .. } => false,
+                Refusal::Alive { .. } => true,
             },
             Self::Listen { .. } | Self::File { .. } | Self::Raft { .. } | Self::Timeout { .. } => true,
+            Self::NotReplaced { .. } => true,
             Self::Store(error) => error.retryable(),
         }
     }

@@ -3,12 +3,13 @@
 //! Every write of a group that this member proposes takes a turn first. A thousand are under way at a time; the others wait here,
 //! each key space in a line of its own, and the lines are served by deficit round robin: each in its turn by so many bytes, so
 //! that a space with a thousand writers gets no more of a busy log than one with a single writer. While several spaces write, none
-//! may have more than a share of the turns: what is already in the log cannot be overtaken, so whoever writes little would wait
-//! behind whoever writes much. A line that is full refuses, which its own space hears and no other. A write whose caller has gone
+//! may have more than a share of the turns (`share.rs`): what is already in the log cannot be overtaken, so whoever writes
+//! little would wait behind whoever writes much. A line that is full refuses, which its own space hears and no other. A write whose caller has gone
 //! away keeps its turn until its fate is known: it is in the log's hands all the same.
 //!
 //! A rate that a space is limited to is kept here as well: a bucket of one second, and who comes later than that is refused.
 
+use crate::share::Share;
 use hanse_runtime::clock::{SharedClock, timeout};
 use hanse_runtime::meter::{Family, Histogram, Stopwatch};
 use hanse_state::StoreError;
@@ -36,8 +37,10 @@ const RATE_WAIT: Duration = Duration::from_secs(1);
 pub struct Limits {
     /// Writes under way.
     pub window: usize,
-    /// Writes of one space under way while another writes as well.
+    /// Writes of one space under way while another writes as well, before it is known how long one takes.
     pub share: usize,
+    /// Whether that follows the time that writes take.
+    pub adapts: bool,
     /// Writes of one space that wait.
     pub line: usize,
     /// Bytes of them; a single larger write waits alone.
@@ -51,6 +54,7 @@ impl Default for Limits {
         Self {
             window: 1024,
             share: 64,
+            adapts: true,
             line: 8192,
             line_bytes: 16 << 20,
             bytes: 256 << 20,
@@ -84,6 +88,14 @@ pub(crate) struct Lines<K, T> {
     bytes: usize,
     /// Spaces that last wanted something, newest first and different.
     recent: [Option<(K, Duration)>; 2],
+    share: Share,
+}
+
+/// When a write went on, and how many were under way then, itself included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Went {
+    at: Duration,
+    company: usize,
 }
 
 /// The rate was used up for longer than a write waits.
@@ -93,6 +105,7 @@ pub(crate) struct TooFast;
 impl<K: Clone + Eq + Hash, T> Lines<K, T> {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
+            share: Share::new(limits.share, limits.window),
             limits,
             flows: HashMap::new(),
             round: VecDeque::new(),
@@ -157,7 +170,15 @@ impl<K: Clone + Eq + Hash, T> Lines<K, T> {
         Ok(self.serve(now))
     }
 
-    /// A write of `key` that went on has ended. What comes back may go on.
+    /// A write of `key` that went on then has ended, for whatever reason. What comes back may go on.
+    pub(crate) fn end(&mut self, now: Duration, key: &K, went: Went) -> Vec<(K, T)> {
+        if self.limits.adapts && self.shared(now, key) {
+            self.share.took(now.saturating_sub(went.at), went.company);
+        }
+        self.leave(now, key)
+    }
+
+    /// A write of `key` that went on does nothing, or nothing more. What comes back may go on.
     pub(crate) fn leave(&mut self, now: Duration, key: &K) -> Vec<(K, T)> {
         if let Some(flow) = self.flows.get_mut(key) {
             flow.under_way = flow.under_way.saturating_sub(1);
@@ -180,7 +201,7 @@ impl<K: Clone + Eq + Hash, T> Lines<K, T> {
         while self.under_way < self.limits.window && passed_over < self.round.len() {
             let Some(key) = self.round.pop_front() else { break };
             let most = if self.shared(now, &key) {
-                self.limits.share
+                self.share.limit()
             } else {
                 self.limits.window
             };
@@ -223,6 +244,12 @@ impl<K: Clone + Eq + Hash, T> Lines<K, T> {
         served
     }
 
+    /// What goes on now goes on in this company.
+    pub(crate) fn went(&self, now: Duration) -> Went {
+        let company = self.under_way;
+        Went { at: now, company }
+    }
+
     fn waiting(&self) -> usize {
         self.flows.values().map(|flow| flow.line.len()).sum()
     }
@@ -252,6 +279,7 @@ impl<K: Clone + Eq + Hash> std::fmt::Debug for Turns<K> {
 /// A write that may go on; the next one may when this is dropped.
 pub struct Turn<K: Clone + Eq + Hash> {
     key: Option<K>,
+    went: Went,
     inner: Arc<Inner<K>>,
 }
 
@@ -263,11 +291,12 @@ impl<K: Clone + Eq + Hash> std::fmt::Debug for Turn<K> {
 
 impl<K: Clone + Eq + Hash> Inner<K> {
     /// Hands turns to who waits for them. One who is gone gives his back at once.
-    fn hand_out(self: &Arc<Self>, served: Vec<(K, oneshot::Sender<Turn<K>>)>) {
+    fn hand_out(self: &Arc<Self>, served: Vec<(K, oneshot::Sender<Turn<K>>)>, went: Went) {
         let mut served = VecDeque::from(served);
         while let Some((key, ticket)) = served.pop_front() {
             let turn = Turn {
                 key: Some(key),
+                went,
                 inner: Arc::clone(self),
             };
             if let Err(mut unwanted) = ticket.send(turn)
@@ -284,8 +313,11 @@ impl<K: Clone + Eq + Hash> Drop for Turn<K> {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
             let now = self.inner.clock.mono();
-            let served = self.inner.lines.lock().leave(now, &key);
-            self.inner.hand_out(served);
+            let (served, went) = {
+                let mut lines = self.inner.lines.lock();
+                (lines.end(now, &key, self.went), lines.went(now))
+            };
+            self.inner.hand_out(served, went);
         }
     }
 }
@@ -330,8 +362,11 @@ impl<K: Clone + Eq + Hash> Turns<K> {
             }
         }
         let (ticket, turn) = oneshot::channel();
-        let served = lines.lock().enter(clock.mono(), key, bytes, ticket);
-        self.inner.hand_out(served.map_err(|_| StoreError::Overloaded)?);
+        let (served, went) = {
+            let (mut lines, now) = (lines.lock(), clock.mono());
+            (lines.enter(now, key, bytes, ticket), lines.went(now))
+        };
+        self.inner.hand_out(served.map_err(|_| StoreError::Overloaded)?, went);
         // Nothing was proposed yet, so this is a refusal and not a write of unknown fate.
         let turn = timeout(clock.as_ref(), *patience, turn).await;
         turn.map_err(|_| StoreError::Overloaded)?
@@ -339,10 +374,14 @@ impl<K: Clone + Eq + Hash> Turns<K> {
     }
 
     /// As they are shown.
-    pub(crate) fn families(&self) -> [Family; 4] {
-        let (under_way, waiting) = {
+    pub(crate) fn families(&self) -> [Family; 5] {
+        let (under_way, waiting, share) = {
             let lines = self.inner.lines.lock();
-            (lines.under_way as u64, lines.waiting() as u64)
+            (
+                lines.under_way as u64,
+                lines.waiting() as u64,
+                lines.share.limit() as u64,
+            )
         };
         [
             Family::gauge(
@@ -354,6 +393,11 @@ impl<K: Clone + Eq + Hash> Turns<K> {
                 "hanse_store_writes_waiting",
                 "Writes of this member that wait for their turn.",
                 waiting,
+            ),
+            Family::gauge(
+                "hanse_store_writes_share",
+                "Writes of one space that may be under way while others write.",
+                share,
             ),
             Family::counter(
                 "hanse_store_writes_refused_total",

@@ -1,12 +1,13 @@
 //! One Raft group on this server: what its parts share, who leads it, and how far it is.
 
+use crate::arrival::Arrivals;
 use crate::codec::{self, pb};
 use crate::config::Settings;
 use crate::forward::Forwarder;
+use crate::meters::ReadCounts;
 use crate::network::Peers;
 use crate::pending::Pending;
 use crate::read_index::ReadWaiter;
-use crate::snapshot::Spool;
 use crate::state_machine::{Roll, StateMachine};
 use crate::types::{GroupId, Member, NodeId, TypeConfig};
 use hanse_runtime::clock::SharedClock;
@@ -50,9 +51,7 @@ pub struct Group {
     /// Writes of this server that wait.
     pub pending: Arc<Pending>,
     /// Where snapshots arrive.
-    pub spool: Spool,
-    /// One snapshot arrives at a time.
-    pub receiving: tokio::sync::Mutex<()>,
+    pub arrivals: Arrivals,
     /// Ways to the others.
     pub peers: Peers,
     /// The way of writes to the leader.
@@ -61,6 +60,7 @@ pub struct Group {
     pub roll: watch::Receiver<Arc<Roll>>,
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) reads: mpsc::Sender<ReadWaiter>,
+    pub(crate) read_counts: ReadCounts,
     /// When the leader was last heard of, on the clock's `mono`, in milliseconds.
     pub(crate) contact: AtomicU64,
 }

@@ -7,21 +7,24 @@
 //! - [`replicated_store`]: `state::Store` on any member; [`propose`] takes writes to the log, by way of [`forward`] when the leader
 //!   is another; [`read_index`] makes reads linearizable.
 //! - [`roster`]: which change of the members is allowed, and its steps; [`membership`] takes them, at the leaders;
-//!   [`admission`]: whether a server without data may take part; [`identity`]: who a server is.
-//! - [`log_store`], [`state_machine`], [`snapshot`]: what Raft keeps, on the server's one engine; [`restore`]: where it begins
+//!   [`admission`]: whether a server without data may take part; [`identity`]: who a server is; [`replace`], [`rejoin`]: how one
+//!   that lost log entries comes back as a new member.
+//! - [`log_store`], [`state_machine`], [`snapshot`], [`arrival`]: what Raft keeps, on the server's one engine; [`restore`]: where it begins
 //!   on content from a backup.
 //! - `purge`: how much of the logs stays; [`disk`]: what is refused when a disk fills up.
 //! - [`network`], [`service`], [`peer_stream`], [`tls`]: the two sides of the Raft port.
 //! - `vacancy`: how a leader whose process is gone is followed by another at once.
-//! - [`fair`]: whose writes go into the log next, when there are many; [`level`]: which formats the members may use.
+//! - [`fair`]: whose writes go into the log next, when there are many, and `share`: how many of one space; [`level`]: which formats the members may use.
 //! - [`meters`]: what is counted.
 //! - [`codec`]: our own versioned records; openraft's serde forms are never stored or sent.
 
 pub mod admission;
+pub mod arrival;
 pub mod codec;
 pub mod config;
 pub mod disk;
 pub mod error;
+mod exchange;
 pub mod fair;
 pub mod forward;
 pub mod group;
@@ -40,11 +43,17 @@ pub mod pending;
 pub mod propose;
 mod purge;
 pub mod read_index;
+pub mod rejoin;
+pub mod replace;
 pub mod replicated_store;
 pub mod restore;
+pub mod revoked;
 pub mod roster;
 pub mod service;
+mod share;
 pub mod snapshot;
+mod snapshot_form;
+pub mod spool;
 pub mod state_machine;
 pub mod status;
 pub mod timers;
@@ -58,6 +67,7 @@ pub use error::ConsensusError;
 pub use group::Leadership;
 pub use identity::{Discovery, Joined};
 pub use node::{Node, NodeParts};
+pub use rejoin::Rejoin;
 pub use replicated_store::ReplicatedStore;
 pub use roster::{Change, Refusal, Roster};
 pub use status::MemberStatus;

@@ -9,7 +9,7 @@ use crate::codec::{self, pb};
 use crate::error::ConsensusError;
 use crate::group::{Group, role_name};
 use crate::network::{Lane, Peers, never_left};
-
+use crate::replace::{Returning, replace, successor};
 use crate::roster::{Change, MAX_BEHIND, Refusal, Roster, Seen, Step, decide, next_step, tend};
 use crate::status::{About, ask_all};
 use crate::types::{GroupId, LogId, Member, NodeId, TypeConfig};
@@ -58,6 +58,24 @@ impl Fault {
         match self {
             Self::Elsewhere { reason, .. } => Self::Elsewhere { reason, begun: true },
             refused @ Self::Refused(_) => refused,
+        }
+    }
+}
+
+/// What somebody asks a leader for.
+#[derive(Clone, Copy, Debug)]
+enum Wish<'a> {
+    /// A change; `again`: an earlier try of it may have been carried out.
+    Change { change: &'a Change, again: bool },
+    /// A member that lost log entries comes back as a new one.
+    Return(Returning<'a>),
+}
+
+impl Wish<'_> {
+    fn decide(&self, now: &Roster, seen: &Seen, me: NodeId) -> Result<Roster, Refusal> {
+        match self {
+            Self::Change { change, again } => decide(now, seen, me, change, *again),
+            Self::Return(asks) => replace(now, seen, *asks),
         }
     }
 }
@@ -139,6 +157,15 @@ impl Group {
         let change = match step {
             Step::Finish => ChangeMembers::AddVoterIds(BTreeSet::new()),
             Step::Seat(seats) => ChangeMembers::SetNodes(seats),
+            Step::Replace { id, seat, old, voted } => {
+                let (new, old) = (BTreeMap::from([(id, seat)]), BTreeSet::from([old]));
+                let leaves = if voted {
+                    ChangeMembers::RemoveVoters(old)
+                } else {
+                    ChangeMembers::RemoveNodes(old)
+                };
+                ChangeMembers::Batch(vec![ChangeMembers::SetNodes(new), leaves])
+            }
             Step::Vote(ids) => ChangeMembers::AddVoterIds(ids),
             Step::Retire(ids) => ChangeMembers::RemoveVoters(ids),
             Step::Drop(ids) => ChangeMembers::RemoveNodes(ids),
@@ -258,7 +285,7 @@ impl Changes {
         loop {
             let leader = leadership.borrow_and_update().clone();
             let done = match (leader.leader, &leader.member) {
-                _ if leader.here => self.change_here(change, again, deadline).await,
+                _ if leader.here => self.change_here(Wish::Change { change, again }, deadline).await,
                 (Some(id), Some(member)) => self.forward((id, member), change, again, deadline).await,
                 _ => Err(elsewhere("no leader")),
             };
@@ -313,7 +340,8 @@ impl Changes {
         use pb::change_reply::{Done, Elsewhere, Result as R};
         let (change, again) = codec::change_from_pb(request)?;
         let deadline = self.council.clock().mono() + self.council.settings().request_timeout * (CHANGE - 1);
-        let result = match self.change_here(&change, again, deadline).await {
+        let wish = Wish::Change { change: &change, again };
+        let result = match self.change_here(wish, deadline).await {
             Ok(()) => R::Done(Done {}),
             Err(Fault::Refused(refusal)) => R::Refused(codec::refusal_to_pb(&refusal)),
             Err(Fault::Elsewhere { reason, begun }) => R::Elsewhere(Elsewhere { reason, begun }),
@@ -321,8 +349,37 @@ impl Changes {
         Ok(pb::ChangeReply { result: Some(result) })
     }
 
+    /// Answers a member that lost log entries, whose certificate says `name`. It may start under the new id when it has that: all groups
+    /// have followed then, so nobody can take its first vote for one of the old member.
+    pub(crate) async fn replace_for(&self, name: &str, old: NodeId) -> pb::RejoinReply {
+        use pb::change_reply::Elsewhere;
+        use pb::rejoin_reply::{Done, Result as R};
+        let deadline = self.council.clock().mono() + self.council.settings().request_timeout * (CHANGE - 1);
+        tracing::warn!(
+            name,
+            old,
+            "a member lost log entries, and asks to come back as a new one"
+        );
+        let done = self.change_here(Wish::Return(Returning { old, name }), deadline).await;
+        let result = match done {
+            Ok(()) => match successor(&self.council.roster().0, old) {
+                Some(id) => {
+                    tracing::warn!(name, old, id, "a member that lost log entries comes back as a new one");
+                    R::Done(Done { id })
+                }
+                None => R::Refused(codec::refusal_to_pb(&Refusal::Gone { id: old })),
+            },
+            Err(Fault::Refused(refusal)) => {
+                tracing::warn!(name, old, %refusal, "a member that lost log entries may not come back now");
+                R::Refused(codec::refusal_to_pb(&refusal))
+            }
+            Err(Fault::Elsewhere { reason, begun }) => R::Elsewhere(Elsewhere { reason, begun }),
+        };
+        pb::RejoinReply { result: Some(result) }
+    }
+
     /// Makes a change, if this server leads the council.
-    async fn change_here(&self, change: &Change, again: bool, deadline: Duration) -> Result<(), Fault> {
+    async fn change_here(&self, wish: Wish<'_>, deadline: Duration) -> Result<(), Fault> {
         let council = &self.council;
         let left = deadline.saturating_sub(council.clock().mono());
         let Ok(_one) = timeout(council.clock().as_ref(), left, self.one.lock()).await else {
@@ -334,22 +391,22 @@ impl Changes {
         if !council.leads() || !leads.is_ok_and(|index| index.is_some()) {
             return Err(elsewhere("this server does not lead"));
         }
-        let (wanted, live) = self.decided(change, again).await.map_err(Fault::Refused)?;
-        tracing::info!(?change, "the members are to change");
+        let (wanted, live) = self.decided(wish).await.map_err(Fault::Refused)?;
+        tracing::info!(?wish, "the members are to change");
         self.drive(&wanted, &live, deadline).await.map_err(Fault::begun)?;
         self.settle(deadline).await.map_err(Fault::begun)
     }
 
     /// What the members shall be, and who answers. That too few answer is believed only when it is seen again and again: a busy
     /// one may be slow, and a connection may have to be made anew.
-    async fn decided(&self, change: &Change, again: bool) -> Result<(Roster, BTreeSet<NodeId>), Refusal> {
+    async fn decided(&self, wish: Wish<'_>) -> Result<(Roster, BTreeSet<NodeId>), Refusal> {
         let council = &self.council;
         let mut looks = 0;
         loop {
             looks += 1;
             let seen = self.look().await.seen;
             let (now, _) = council.roster();
-            match decide(&now, &seen, council.me, change, again) {
+            match wish.decide(&now, &seen, council.me) {
                 Ok(wanted) => return Ok((wanted, seen.live)),
                 Err(Refusal::Unreachable { .. } | Refusal::Unstarted { .. }) if looks < LOOKS => {}
                 Err(refusal) => return Err(refusal),

@@ -19,11 +19,22 @@ pub struct SnapshotMeters {
     pub(crate) sent_bytes: Count,
     pub(crate) receiving: InFlight,
     pub(crate) received_bytes: Count,
+    /// Of the last snapshot that came in, as far as it came.
+    pub(crate) held_bytes: AtomicU64,
+    /// Transfers from here that went on after a break.
+    pub(crate) resumed: Count,
     pub(crate) installing: InFlight,
     pub(crate) installed_bytes: Count,
     pub(crate) installed: Count,
     /// Bytes of the log.
     pub(crate) log_bytes: OnceLock<Arc<AtomicU64>>,
+}
+
+/// Linearizable reads of one group at this member.
+#[derive(Debug, Default)]
+pub struct ReadCounts {
+    pub(crate) reads: Count,
+    pub(crate) rounds: Count,
 }
 
 /// Proposals and leaders of one group.
@@ -85,7 +96,7 @@ pub(crate) fn families(group: &Group, meters: &GroupMeters) -> Vec<Family> {
         .local_committed
         .as_ref()
         .map_or(0, |id| id.index);
-    let snapshots = group.spool.meters();
+    let snapshots = group.arrivals.spool().meters();
     let mut families = group.machine.families();
     families.extend([
         Family::gauge(
@@ -108,6 +119,16 @@ pub(crate) fn families(group: &Group, meters: &GroupMeters) -> Vec<Family> {
             "Leaders that this member saw take over.",
             meters.leader_changes.get(),
         ),
+        Family::counter(
+            "hanse_store_linearizable_reads_total",
+            "Reads of this member that had to see everything acknowledged before them.",
+            group.read_counts.reads.get(),
+        ),
+        Family::counter(
+            "hanse_store_read_rounds_total",
+            "Questions to the leader how far such reads must see; reads that come together share one.",
+            group.read_counts.rounds.get(),
+        ),
         Family::histogram(
             "hanse_store_commit_duration_seconds",
             "Time from the proposal of a write at this member to its outcome.",
@@ -119,7 +140,7 @@ pub(crate) fn families(group: &Group, meters: &GroupMeters) -> Vec<Family> {
     families
 }
 
-fn of_snapshots(meters: &SnapshotMeters) -> [Family; 8] {
+fn of_snapshots(meters: &SnapshotMeters) -> [Family; 10] {
     [
         Family::gauge(
             "hanse_store_log_bytes",
@@ -150,6 +171,16 @@ fn of_snapshots(meters: &SnapshotMeters) -> [Family; 8] {
             "hanse_store_snapshot_received_bytes_total",
             "Bytes of snapshots that came in.",
             meters.received_bytes.get(),
+        ),
+        Family::gauge(
+            "hanse_store_snapshot_held_bytes",
+            "Bytes of the last snapshot that came in, as far as it came.",
+            meters.held_bytes.load(Ordering::Relaxed),
+        ),
+        Family::counter(
+            "hanse_store_snapshots_resumed_total",
+            "Transfers of snapshots from this member that went on after a break.",
+            meters.resumed.get(),
         ),
         Family::counter(
             "hanse_store_snapshot_installed_bytes_total",

@@ -7,13 +7,17 @@
 use crate::codec::{self, pb};
 use crate::config::{NodeConfig, Settings};
 use crate::error::ConsensusError;
-use crate::snapshot::SnapshotData;
+use crate::exchange::Exchange;
+use crate::meters::SnapshotMeters;
+use crate::revoked::Revoked;
+use crate::snapshot::{Pace, SnapshotData, Transfer};
 use crate::tls::Tls;
 use crate::types::{GroupId, Member, NodeId, Seat, TypeConfig, Vote};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use hanse_runtime::clock::{SharedClock, timeout};
+use hanse_state::StoreError;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{
     Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RPCTypes,
@@ -25,11 +29,15 @@ use openraft::raft::{
 };
 use parking_lot::Mutex;
 use pb::consensus_client::ConsensusClient;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
@@ -45,6 +53,9 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Waits between tries to reach a server that is down: first, and longest.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+
+/// So often a snapshot is begun or gone on with without a chunk more coming in; then it is given up.
+const TRIES_IN_VAIN: u32 = 5;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,6 +103,22 @@ impl fmt::Debug for Peers {
 
 /// A client on one connection.
 pub type Client = ConsensusClient<Channel>;
+/// The same for calls of Raft, which say which member they are for.
+type RaftClient = ConsensusClient<InterceptedService<Channel, To>>;
+
+/// Who a call is for, in its metadata: a server may come back under another id at the same address, and must not answer for the old one.
+pub(crate) const TO: &str = "hanse-to";
+
+/// Writes on calls who they are for.
+#[derive(Clone, Debug)]
+struct To(MetadataValue<Ascii>);
+
+impl Interceptor for To {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+        request.metadata_mut().insert(TO, self.0.clone());
+        Ok(request)
+    }
+}
 
 impl Peers {
     /// No connection yet; they are made when used.
@@ -151,6 +178,16 @@ impl Peers {
         self.inner.losses.subscribe()
     }
 
+    /// Refuses these keys from now on, on new connections and old ones.
+    pub(crate) fn revoke(&self, keys: BTreeSet<String>) {
+        self.revoked().set(keys);
+    }
+
+    /// The keys that are refused.
+    pub(crate) fn revoked(&self) -> &Revoked {
+        self.inner.tls.revoked()
+    }
+
     /// This server.
     pub fn me(&self) -> NodeId {
         self.inner.me
@@ -168,6 +205,22 @@ impl Peers {
 
     /// A client to `member`. Does not connect: the first call does, and every call after a loss again.
     pub fn client(&self, id: NodeId, member: &Member, lane: Lane) -> Result<Client, ConsensusError> {
+        let client = ConsensusClient::new(self.channel(id, member, lane)?);
+        Ok(client
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    /// The same for what only the member with this id may answer.
+    fn raft_client(&self, id: NodeId, member: &Member, lane: Lane) -> Result<RaftClient, ConsensusError> {
+        let channel = self.channel(id, member, lane)?;
+        let client = ConsensusClient::with_interceptor(channel, To(MetadataValue::from(id)));
+        Ok(client
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    fn channel(&self, id: NodeId, member: &Member, lane: Lane) -> Result<Channel, ConsensusError> {
         let member = &self.locate(id, member);
         let mut peers = self.inner.peers.lock();
         let known = peers.get(&id).is_some_and(|peer| peer.member == *member);
@@ -186,13 +239,7 @@ impl Peers {
             Lane::Control => peer.control.clone(),
             Lane::Bulk => peer.bulk.clone(),
         });
-        let Some(channel) = channel else {
-            return Err(no_address(member, "was just added"));
-        };
-        let client = ConsensusClient::new(channel);
-        Ok(client
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+        channel.ok_or_else(|| no_address(member, "was just added"))
     }
 
     fn endpoint(&self, member: &Member) -> Result<Endpoint, ConsensusError> {
@@ -228,12 +275,37 @@ fn no_address(member: &Member, fault: &str) -> ConsensusError {
 pub struct NetworkFactory {
     peers: Peers,
     group: GroupId,
+    snapshots: Snapshots,
+}
+
+/// What the transfers of a group's snapshots from here have in common.
+#[derive(Clone, Debug)]
+pub struct Snapshots {
+    /// Number of the next one.
+    next: Arc<AtomicU64>,
+    meters: Arc<SnapshotMeters>,
+}
+
+impl Snapshots {
+    /// `first` is random, so that no two servers, and no server after a restart, give the same numbers.
+    pub fn new(first: u64, meters: Arc<SnapshotMeters>) -> Self {
+        let next = Arc::new(AtomicU64::new(first));
+        Self { next, meters }
+    }
+
+    fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed).max(1)
+    }
 }
 
 impl NetworkFactory {
     /// For `group`, over the shared connections.
-    pub fn new(peers: Peers, group: GroupId) -> Self {
-        Self { peers, group }
+    pub fn new(peers: Peers, group: GroupId, snapshots: Snapshots) -> Self {
+        Self {
+            peers,
+            group,
+            snapshots,
+        }
     }
 
     fn network(&self, target: NodeId, member: &Member, lane: Lane) -> PeerNetwork {
@@ -243,6 +315,8 @@ impl NetworkFactory {
             target,
             member: member.clone(),
             lane,
+            beats: Arc::default(),
+            snapshots: self.snapshots.clone(),
         }
     }
 }
@@ -267,14 +341,17 @@ pub struct PeerNetwork {
     target: NodeId,
     member: Member,
     lane: Lane,
+    /// openraft makes a stream for every heartbeat; they all go over this one.
+    beats: Arc<Exchange<pb::AppendRequest, tonic::Streaming<pb::AppendReply>>>,
+    snapshots: Snapshots,
 }
 
 type Rpc = RPCError<TypeConfig>;
 
 impl PeerNetwork {
-    fn client(&self, lane: Lane) -> Result<Client, Rpc> {
+    fn client(&self, lane: Lane) -> Result<RaftClient, Rpc> {
         self.peers
-            .client(self.target, &self.member, lane)
+            .raft_client(self.target, &self.member, lane)
             .map_err(|error| unreachable(&error))
     }
 
@@ -307,6 +384,15 @@ impl PeerNetwork {
                 Err(_) => Err(network.timed_out(action, limit)),
             }
         }
+    }
+
+    /// One request whose answer is all that is wanted of it.
+    async fn beat(&self, request: AppendEntriesRequest<TypeConfig>, limit: Duration) -> Result<pb::AppendReply, Rpc> {
+        let mut client = self.client(self.lane)?;
+        let open = |requests| async move { client.append(requests).await };
+        let ask = self.beats.ask(codec::append_to_pb(self.group.0, &request), open);
+        let ask = async { ask.await.map(tonic::Response::new) };
+        self.call(RPCTypes::AppendEntries, limit, ask).await
     }
 
     fn refused(&self, action: RPCTypes, limit: Duration, status: &Status) -> Rpc {
@@ -405,16 +491,109 @@ impl NetSnapshot<TypeConfig> for PeerNetwork {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let mut client = self.client(Lane::Bulk)?;
-        let frames = snapshot.snapshot.frames(self.group, &vote, &snapshot.meta);
-        let send = self.call(RPCTypes::InstallSnapshot, option.soft_ttl(), client.snapshot(frames));
+        let number = self.snapshots.number();
+        let transfer = Transfer::new(self.group, number, &vote, &snapshot.meta, snapshot.snapshot);
+        let nothing = || StreamingError::from(unreachable(&StoreError::Stopped));
+        let transfer = transfer.ok_or_else(nothing)?;
+        let (clock, limit) = (Arc::clone(self.peers.clock()), option.soft_ttl());
+        let moved = watch::Sender::new(());
+        let stuck = stands_still(Arc::clone(&clock), limit, moved.subscribe());
+        let sender = Sender {
+            client: self.client(Lane::Bulk)?,
+            network: self.clone(),
+            transfer,
+            moved: moved.subscribe(),
+            pace: Pace::new(clock, self.peers.settings().snapshot_rate, moved),
+        };
+        let action = RPCTypes::InstallSnapshot;
         let reply = tokio::select! {
-            reply = send => reply?,
+            reply = sender.send() => reply.map_err(|status| self.refused(action, limit, &status))?.into_inner(),
+            () = stuck => return Err(self.timed_out(action, limit).into()),
             closed = cancel => return Err(StreamingError::Closed(closed)),
         };
         let vote = codec::required_vote(reply.vote).map_err(|error| StreamingError::from(unreachable(&error)))?;
         Ok(SnapshotResponse::new(vote))
     }
+}
+
+/// Completes when nothing has moved for as long as `limit`: what is on its way slowly has all the time it needs.
+async fn stands_still(clock: SharedClock, limit: Duration, mut moved: watch::Receiver<()>) {
+    while let Ok(Ok(())) = timeout(clock.as_ref(), limit, moved.changed()).await {}
+}
+
+/// Sends one snapshot to one member, and goes on where it was when a connection breaks.
+struct Sender {
+    client: RaftClient,
+    network: PeerNetwork,
+    transfer: Transfer,
+    pace: Pace,
+    moved: watch::Receiver<()>,
+}
+
+impl Sender {
+    async fn send(mut self) -> Result<tonic::Response<pb::SnapshotReply>, Status> {
+        let (mut from, mut in_vain) = (0, 0);
+        loop {
+            let frames = self.transfer.frames(from, self.pace.clone());
+            let broken = match self.client.snapshot(frames).await {
+                Err(status) if may_go_on(&status) => status,
+                answered => return answered,
+            };
+            if !self.moved.has_changed().unwrap_or(false) {
+                // Nothing went out yet. When the other side can be reached, a view of that time is worth more than this one.
+                return Err(broken);
+            }
+            let pb::SnapshotHeldReply {
+                chunks: held,
+                installed,
+            } = self.held().await?;
+            if let Some(reply) = installed {
+                // Only its answer was lost.
+                return Ok(tonic::Response::new(reply));
+            }
+            in_vain = if held > from { 0 } else { in_vain + 1 };
+            if in_vain >= TRIES_IN_VAIN {
+                return Err(broken);
+            }
+            let (group, target) = (self.network.group, self.network.target);
+            tracing::info!(%group, target, held, error = %broken, "a snapshot's transfer broke off and goes on");
+            if held > 0 {
+                self.network.snapshots.meters.resumed.add(1);
+            }
+            from = held;
+        }
+    }
+
+    /// What the other side has, once it answers; the caller's deadline ends the waiting.
+    async fn held(&mut self) -> Result<pb::SnapshotHeldReply, Status> {
+        let clock = Arc::clone(self.network.peers.clock());
+        let (mut pause, longest) = RECONNECT;
+        loop {
+            let request = pb::SnapshotHeldRequest {
+                group: self.network.group.0,
+                transfer: self.transfer.number(),
+            };
+            let limit = self.network.peers.settings().snapshot_stall;
+            match timeout(clock.as_ref(), limit, self.client.snapshot_held(request)).await {
+                Ok(Ok(reply)) => return Ok(reply.into_inner()),
+                Ok(Err(status)) if !may_go_on(&status) => return Err(status),
+                Ok(Err(_)) | Err(_) => clock.sleep(pause).await,
+            }
+            pause = (pause * 2).min(longest);
+        }
+    }
+}
+
+/// Whether an answer is about the connection and not about the snapshot; an older server knows of no going on.
+fn may_go_on(status: &Status) -> bool {
+    !matches!(
+        status.code(),
+        Code::InvalidArgument
+            | Code::NotFound
+            | Code::Unimplemented
+            | Code::PermissionDenied
+            | Code::FailedPrecondition
+    )
 }
 
 /// When the requests went out that have no answer yet, oldest first.
@@ -453,6 +632,13 @@ impl NetStreamAppend<TypeConfig> for PeerNetwork {
                 let nothing: BoxStream<'s, _> = Box::pin(futures::stream::empty());
                 return Ok(nothing);
             };
+            // A follower answers after its disk has; that may take longer than a heartbeat's share of the time.
+            let limit = option.soft_ttl().max(network.peers.settings().append_timeout);
+            if network.lane == Lane::Control {
+                let reply = network.beat(first, limit).await?;
+                let answer: BoxStream<'s, _> = Box::pin(futures::stream::iter([append_result(reply)]));
+                return Ok(answer);
+            }
             let input = futures::stream::iter([first]).chain(input);
             let mut client = network.client(network.lane)?;
             let unanswered = Unanswered::default();
@@ -462,8 +648,6 @@ impl NetStreamAppend<TypeConfig> for PeerNetwork {
                 sent.sent(clock.mono());
                 codec::append_to_pb(group, &request)
             });
-            // A follower answers after its disk has; that may take longer than a heartbeat's share of the time.
-            let limit = option.soft_ttl().max(network.peers.settings().append_timeout);
             let replies = network
                 .call(RPCTypes::AppendEntries, limit, client.append(requests))
                 .await?;
@@ -569,7 +753,7 @@ mod tests {
             version: nothing(),
         };
         let peers = Peers::new(&config, tls, SystemClock::shared());
-        let factory = NetworkFactory::new(peers, GroupId::COUNCIL);
+        let factory = NetworkFactory::new(peers, GroupId::COUNCIL, Snapshots::new(1, Arc::default()));
         let mut network = factory.network(2, &member, Lane::Bulk);
         let option = || RPCOption::new(Duration::from_secs(5));
         let idle = futures::stream::empty();

@@ -1,6 +1,7 @@
 //! A server's consensus: all Raft groups over one engine, one log writer, one port.
 
-use crate::admission::{Admission, Entrance, Gate, watch_removal};
+use crate::admission::{Admission, Entrance, Gate, is_out, replies, watch_removal};
+use crate::arrival::Arrivals;
 use crate::config::NodeConfig;
 use crate::disk::Disk;
 use crate::error::ConsensusError;
@@ -10,14 +11,15 @@ use crate::identity;
 use crate::level;
 use crate::log_store::LogStore;
 use crate::membership::Changes;
-use crate::network::{NetworkFactory, Peers};
+use crate::meters::ReadCounts;
+use crate::network::{NetworkFactory, Peers, Snapshots};
 use crate::pending::Pending;
 use crate::purge;
 use crate::read_index::MAX_WAITING_READS;
 use crate::replicated_store::ReplicatedStore;
 use crate::roster::{Change, Roster};
 use crate::service::{Server, Service};
-use crate::snapshot::Spool;
+use crate::spool::Spool;
 use crate::state_machine::StateMachine;
 use crate::status::{About, MemberStatus, ask_all, member_statuses};
 use crate::timers;
@@ -116,6 +118,8 @@ impl Node {
     pub async fn start(config: NodeConfig, parts: NodeParts) -> Result<Self, ConsensusError> {
         config.check()?;
         identity::claim(&config.data_dir, config.id)?;
+        // Before anything runs: one that lost entries of a group must not vote in another either.
+        let logs = open_logs(&config, &parts.writer)?;
         let tls = Tls::by(config.settings.trust, &config.tls, &config.name)?;
         let NodeParts {
             writer,
@@ -137,7 +141,7 @@ impl Node {
             supervisor: &supervisor,
         };
         let entrance = starting.entrance().await?;
-        let groups = Arc::new(starting.groups().await?);
+        let groups = Arc::new(starting.groups(logs).await?);
         let about = Arc::new(About::new(
             &config,
             Arc::clone(&groups),
@@ -376,6 +380,19 @@ impl Node {
         self.inner.about.removed()
     }
 
+    /// Whether a server is out of all groups: it was removed, and the leaders have it no more.
+    pub async fn is_out(&self, id: NodeId) -> bool {
+        let mut replies = replies(&self.inner.peers, &self.members()).await;
+        replies.push(self.inner.about.reply());
+        is_out(id, self.inner.groups.keys().copied(), &replies)
+    }
+
+    /// Listens from now on to no server with one of these keys
+    /// ([`hanse_runtime::pki::cert_key_sha256`]), whatever its certificate says, and to all others.
+    pub fn revoke(&self, keys: BTreeSet<String>) {
+        self.inner.peers.revoke(keys);
+    }
+
     /// Changes the members of all groups, wherever their leaders are. Completes when all groups have followed; may be asked for
     /// again when it is not known whether it was done.
     pub async fn change(&self, change: Change) -> Result<(), ConsensusError> {
@@ -438,6 +455,12 @@ impl Node {
     }
 }
 
+/// The logs of all groups; an error if one of them lost entries.
+fn open_logs(config: &NodeConfig, writer: &LogWriter) -> Result<BTreeMap<GroupId, LogStore>, ConsensusError> {
+    let open = |id: GroupId| Ok((id, LogStore::open(id, writer.clone(), Some(&config.data_dir))?));
+    GROUPS.into_iter().map(open).collect()
+}
+
 /// What a start works with.
 struct Starting<'a> {
     config: &'a NodeConfig,
@@ -448,10 +471,9 @@ struct Starting<'a> {
 }
 
 impl Starting<'_> {
-    async fn groups(&self) -> Result<BTreeMap<GroupId, Arc<Group>>, ConsensusError> {
+    async fn groups(&self, logs: BTreeMap<GroupId, LogStore>) -> Result<BTreeMap<GroupId, Arc<Group>>, ConsensusError> {
         let mut groups = BTreeMap::new();
-        for id in GROUPS {
-            let log = LogStore::open(id, self.writer.clone(), Some(&self.config.data_dir))?;
+        for (id, log) in logs {
             groups.insert(id, self.group(id, log).await?);
         }
         Ok(groups)
@@ -523,7 +545,10 @@ impl Starting<'_> {
         let machine = Arc::new(Machine::open(id, Arc::clone(&engine))?);
         let state_machine = StateMachine::open(id, Arc::clone(&machine), engine, Arc::clone(&pending), spool.clone())?;
         let config = Arc::new(self.config.settings.raft(format!("hanse-{}", group_name(id)))?);
-        let network = NetworkFactory::new(self.peers.clone(), id);
+        let mut first = [0; 8];
+        self.rng.fill(&mut first);
+        let snapshots = Snapshots::new(u64::from_le_bytes(first), Arc::clone(spool.meters()));
+        let network = NetworkFactory::new(self.peers.clone(), id, snapshots);
         let kept = log.clone();
         spool.meters().log_bytes.get_or_init(|| log.bytes());
         let roll = state_machine.roll();
@@ -538,13 +563,13 @@ impl Starting<'_> {
             raft,
             machine,
             pending,
-            spool,
-            receiving: tokio::sync::Mutex::new(()),
+            arrivals: Arrivals::new(spool, self.supervisor.clone()),
             peers: self.peers.clone(),
             forwarder,
             roll,
             leadership: watch::Sender::new(Leadership::default()),
             reads,
+            read_counts: ReadCounts::default(),
             contact: AtomicU64::new(0),
         });
         let follower = Arc::clone(&group);

@@ -1,6 +1,7 @@
 //! A connection of another server to the Raft port: through TLS, or in the clear where that was asked for.
 
 use crate::network::Peers;
+use crate::revoked::Caller;
 use crate::tls::{self, Trust};
 use hanse_runtime::BoxError;
 use std::io;
@@ -15,6 +16,7 @@ use tonic::transport::server::Connected;
 #[derive(Debug)]
 pub struct PeerStream {
     wire: Wire,
+    caller: Caller,
     peers: Peers,
 }
 
@@ -30,22 +32,27 @@ impl PeerStream {
     /// TLS has checked who signed the certificate; here we check that it is a server's.
     pub fn secure(stream: TlsStream<TcpStream>, trust: Trust, peers: Peers) -> Result<Self, BoxError> {
         let certs = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let named = certs
+            .first()
+            .and_then(tls::server_name)
+            .filter(|_| trust == Trust::Names);
         match (trust, certs.first()) {
-            (Trust::Names, cert) if cert.and_then(tls::server_name).is_none() => {
+            (Trust::Names, _) if named.is_none() => {
                 Err("a client without a server's certificate wanted to use the Raft port".into())
             }
             (_, None) => Err("a client without a certificate wanted to use the Raft port".into()),
-            (_, Some(_)) => {
+            (_, Some(cert)) => {
+                let caller = Caller::of(cert, named, peers.revoked())?;
                 let wire = Wire::Secure(Box::new(stream));
-                Ok(Self { wire, peers })
+                Ok(Self { wire, caller, peers })
             }
         }
     }
 
     /// In the clear, where that was asked for.
     pub fn open(stream: TcpStream, peers: Peers) -> Self {
-        let wire = Wire::Open(stream);
-        Self { wire, peers }
+        let (wire, caller) = (Wire::Open(stream), Caller::anybody());
+        Self { wire, caller, peers }
     }
 }
 
@@ -56,9 +63,11 @@ impl Drop for PeerStream {
 }
 
 impl Connected for PeerStream {
-    type ConnectInfo = ();
+    type ConnectInfo = Caller;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
 }
 
 impl AsyncRead for PeerStream {

@@ -4,8 +4,10 @@
 //! those that came later share the next one.
 
 use crate::codec::pb;
+use crate::exchange::Exchange;
 use crate::group::{Group, Leadership};
 use crate::network::Lane;
+use crate::types::{Member, NodeId};
 use hanse_runtime::clock::timeout;
 use hanse_state::StoreError;
 use openraft::ReadPolicy;
@@ -13,12 +15,39 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 
 /// Reads that may wait for an answer; a further one is refused.
 pub const MAX_WAITING_READS: usize = 16_384;
 
 /// Waits for the index up to which to apply before reading.
 pub type ReadWaiter = oneshot::Sender<Result<u64, StoreError>>;
+
+/// The way of this member's questions to one leader.
+struct Way {
+    leader: NodeId,
+    member: Member,
+    questions: Exchange<pb::ReadIndexRequest, tonic::Streaming<pb::ReadIndexReply>>,
+}
+
+/// Takes what waits beside `first`. A round costs a heartbeat to every member however many reads share it, so on a busy server what
+/// is ready to run may run before, as long as that brings further reads; on one with time to spare it is no delay.
+async fn gather(first: ReadWaiter, queue: &mut mpsc::Receiver<ReadWaiter>) -> Vec<ReadWaiter> {
+    let mut waiting = vec![first];
+    loop {
+        let before = waiting.len();
+        while waiting.len() < MAX_WAITING_READS {
+            match queue.try_recv() {
+                Ok(next) => waiting.push(next),
+                Err(_) => break,
+            }
+        }
+        if waiting.len() == before || waiting.len() == MAX_WAITING_READS {
+            return waiting;
+        }
+        tokio::task::yield_now().await;
+    }
+}
 
 impl Group {
     /// Waits until a read of this member's state sees everything that was acknowledged before the call.
@@ -52,6 +81,7 @@ impl Group {
         mut queue: mpsc::Receiver<ReadWaiter>,
         stop: CancellationToken,
     ) -> Result<(), hanse_runtime::BoxError> {
+        let mut way = None;
         loop {
             let first = tokio::select! {
                 biased;
@@ -59,16 +89,12 @@ impl Group {
                 first = queue.recv() => first,
             };
             let Some(first) = first else { return Ok(()) };
-            let mut waiting = vec![first];
-            while waiting.len() < MAX_WAITING_READS {
-                match queue.try_recv() {
-                    Ok(next) => waiting.push(next),
-                    Err(_) => break,
-                }
-            }
+            let waiting = gather(first, &mut queue).await;
+            self.read_counts.rounds.add(1);
+            self.read_counts.reads.add(waiting.len() as u64);
             let answer = tokio::select! {
                 biased;
-                answer = self.round() => answer,
+                answer = self.round(&mut way) => answer,
                 () = stop.cancelled() => Err(StoreError::Stopped),
             };
             for waiter in waiting {
@@ -79,7 +105,7 @@ impl Group {
     }
 
     /// Asks until a leader answers or time is up.
-    async fn round(&self) -> Result<u64, StoreError> {
+    async fn round(&self, way: &mut Option<Way>) -> Result<u64, StoreError> {
         let deadline = self.clock().mono() + self.settings().request_timeout;
         let mut leadership = self.leadership.subscribe();
         loop {
@@ -87,7 +113,7 @@ impl Group {
             let left = deadline.saturating_sub(self.clock().mono());
             // Asking twice does no harm, so a silent leader is not waited for longer than an election takes.
             let limit = left.min(self.settings().election_max * 2);
-            if let Ok(Some(index)) = timeout(self.clock().as_ref(), limit, self.ask(&leader)).await {
+            if let Ok(Some(index)) = timeout(self.clock().as_ref(), limit, self.ask(&leader, way)).await {
                 return Ok(index);
             }
             if !self.pause(&mut leadership, deadline).await {
@@ -100,19 +126,30 @@ impl Group {
         }
     }
 
-    async fn ask(&self, leader: &Leadership) -> Option<u64> {
-        if leader.here {
+    async fn ask(&self, leadership: &Leadership, way: &mut Option<Way>) -> Option<u64> {
+        if leadership.here {
             return self.read_index_here().await;
         }
-        let mut client = self
-            .peers
-            .client(leader.leader?, leader.member.as_ref()?, Lane::Control)
-            .ok()?;
-        let reply = client
-            .read_index(pb::ReadIndexRequest { group: self.id.0 })
-            .await
-            .ok()?
-            .into_inner();
+        let (leader, member) = (leadership.leader?, leadership.member.as_ref()?);
+        if !way
+            .as_ref()
+            .is_some_and(|way| way.leader == leader && way.member == *member)
+        {
+            *way = None;
+        }
+        let way = way.get_or_insert_with(|| Way {
+            leader,
+            member: member.clone(),
+            questions: Exchange::default(),
+        });
+        let question = pb::ReadIndexRequest { group: self.id.0 };
+        let mut client = self.peers.client(leader, member, Lane::Control).ok()?;
+        let mut old = client.clone();
+        let open = |questions| async move { client.read_indexes(questions).await };
+        let reply = match way.questions.ask(question, open).await {
+            Err(status) if status.code() == Code::Unimplemented => old.read_index(question).await.ok()?.into_inner(),
+            answer => answer.ok()?,
+        };
         reply.leader.then_some(reply.index)
     }
 

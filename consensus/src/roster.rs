@@ -129,6 +129,24 @@ pub enum Refusal {
     /// There are as many learners as there may be.
     #[error("there is a learner already: promote or remove it first")]
     TooManyLearners,
+    /// It was a member once, or has come back under another id.
+    #[error("the member {id:x} is none any more: it was removed, or has come back under another id already")]
+    Gone {
+        /// The id.
+        id: NodeId,
+    },
+    /// A server with this id runs.
+    #[error("a server with the id {id:x} answers the others: stop it first, two must not run with one name")]
+    Alive {
+        /// The id.
+        id: NodeId,
+    },
+    /// Somebody asks for another member.
+    #[error("the certificate is not that of the member {id:x}: a server can speak for itself only")]
+    Foreign {
+        /// The id.
+        id: NodeId,
+    },
     /// Too many of the voters have never been up.
     #[error(
         "of {voters} voters after the change {needed} would be needed, but only {present} were ever started: {} too few",
@@ -185,7 +203,7 @@ fn started(now: &Roster, seen: &Seen, voters: &BTreeSet<NodeId>) -> usize {
     voters.iter().filter(|id| held(id) || seen.live.contains(id)).count()
 }
 
-fn answering(seen: &Seen, voters: &BTreeSet<NodeId>) -> usize {
+pub(crate) fn answering(seen: &Seen, voters: &BTreeSet<NodeId>) -> usize {
     voters.intersection(&seen.live).count()
 }
 
@@ -354,6 +372,17 @@ pub enum Step {
     Finish,
     /// Put seats in, or change what is known of them.
     Seat(BTreeMap<NodeId, Seat>),
+    /// A member goes and comes back under another id, in one transition.
+    Replace {
+        /// The new id.
+        id: NodeId,
+        /// Its seat.
+        seat: Seat,
+        /// Who goes.
+        old: NodeId,
+        /// Whether that one's vote counts.
+        voted: bool,
+    },
     /// Votes for members that have them not.
     Vote(BTreeSet<NodeId>),
     /// The leader is to leave: somebody else must lead first.
@@ -374,6 +403,18 @@ pub fn next_step(now: &Roster, wanted: &Roster, me: NodeId, ready: &BTreeSet<Nod
     }
     let changed = wanted.seats.iter().filter(|(id, seat)| now.seats.get(id) != Some(seat));
     let changed: BTreeMap<NodeId, Seat> = changed.map(|(id, seat)| (*id, seat.clone())).collect();
+    let back = changed.iter().find(|(id, seat)| {
+        let old = &seat.replaces;
+        !now.seats.contains_key(id) && now.seats.contains_key(old) && !wanted.seats.contains_key(old) && *old != me
+    });
+    if let Some((id, seat)) = back {
+        return Some(Step::Replace {
+            id: *id,
+            seat: seat.clone(),
+            old: seat.replaces,
+            voted: now.voters.contains(&seat.replaces),
+        });
+    }
     if !changed.is_empty() {
         return Some(Step::Seat(changed));
     }
@@ -725,7 +766,17 @@ mod tests {
         );
         let (learner, voter) = (roster(&[1], &[2], &[]), roster(&[1, 2], &[], &[]));
         assert_eq!(next_step(&learner, &voter, 1, &nobody), Some(Step::Await(2)));
+        // One that lost entries goes and comes back in one step; its vote does not come along.
+        let mut back = without;
+        let seat = Seat {
+            replaces: 1,
+            ..Seat::of(member(1))
+        };
+        back.seats.insert(9, seat.clone());
+        let (id, old, voted) = (9, 1, true);
+        let step = next_step(&now, &back, 2, &nobody);
+        assert_eq!(step, Some(Step::Replace { id, seat, old, voted }));
         let joint = Roster { joint: true, ..now };
-        assert_eq!(next_step(&joint, &without, 1, &nobody), Some(Step::Finish));
+        assert_eq!(next_step(&joint, &back, 1, &nobody), Some(Step::Finish));
     }
 }

@@ -1,23 +1,22 @@
 //! The answering side of the Raft port.
 
 use crate::codec::{self, pb};
-use crate::error::{CodecError, ConsensusError};
+use crate::error::CodecError;
 use crate::group::Group;
 use crate::membership::Changes;
 use crate::network::{
-    CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_MESSAGE_BYTES, Peers, STREAM_WINDOW,
+    CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_MESSAGE_BYTES, Peers, STREAM_WINDOW, TO,
 };
 use crate::peer_stream::PeerStream;
-use crate::snapshot::{Incoming, SnapshotData, Spooled, read_head};
+use crate::revoked::{Caller, caller};
 use crate::status::About;
 use crate::tls::Tls;
-use crate::types::{GroupId, SnapshotMeta, Vote};
+use crate::types::GroupId;
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryFutureExt};
+use futures::{StreamExt, TryFutureExt, TryStreamExt};
 use hanse_runtime::BoxError;
 use hanse_runtime::clock::{SharedClock, timeout};
 use hanse_runtime::supervisor::{Supervisor, TaskKind, chain};
-use openraft::Snapshot;
 use openraft::raft::StreamAppendError;
 use pb::consensus_server::{Consensus, ConsensusServer};
 use std::sync::Arc;
@@ -72,11 +71,28 @@ fn append_reply(
 
 type Replies = BoxStream<'static, Result<pb::AppendReply, Status>>;
 type Verdicts = BoxStream<'static, Result<pb::ForwardReply, Status>>;
+type Indexes = BoxStream<'static, Result<pb::ReadIndexReply, Status>>;
 
 impl Service {
     /// For this server and its groups.
     pub fn new(about: Arc<About>, changes: Arc<Changes>) -> Self {
         Self { about, changes }
+    }
+
+    /// Who makes a call of Raft, if it is for this server. One that came back under another id must not answer for the old one, nor
+    /// one with old data for the new: votes and acknowledgements would be counted for somebody else's log.
+    fn addressed<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        let caller = caller(request)?;
+        let to = request.metadata().get(TO).and_then(|to| to.to_str().ok());
+        match to.map(str::parse::<u64>) {
+            // A caller of an older version does not say.
+            None => Ok(caller),
+            Some(Ok(id)) if id == self.about.id() => Ok(caller),
+            Some(_) => Err(Status::failed_precondition(format!(
+                "this call is for another member: here is the one with id {:x}",
+                self.about.id()
+            ))),
+        }
     }
 
     /// A group of this server, once that may take part in Raft.
@@ -103,7 +119,11 @@ impl Service {
     }
 
     /// Answers to a replication stream. The group is in its first request.
-    async fn append_replies(self, mut requests: Streaming<pb::AppendRequest>) -> Result<Replies, Status> {
+    async fn append_replies(
+        self,
+        caller: Caller,
+        mut requests: Streaming<pb::AppendRequest>,
+    ) -> Result<Replies, Status> {
         let Some(first) = requests.next().await else {
             return Ok(futures::stream::empty().boxed());
         };
@@ -114,7 +134,7 @@ impl Service {
         let requests = futures::stream::once(async { Ok(first) }).chain(requests);
         // A stream that breaks, changes its group or is not readable simply ends; the leader makes a new one.
         let requests = requests.take_while(move |request| {
-            let fine = request.as_ref().is_ok_and(|request| request.group == number);
+            let fine = request.as_ref().is_ok_and(|request| request.group == number) && caller.is_heard();
             futures::future::ready(fine)
         });
         let requests = requests.filter_map(move |request| {
@@ -131,7 +151,7 @@ impl Service {
     }
 
     /// Answers to a stream of forwarded writes. The group is in its first message.
-    async fn verdicts(self, mut requests: Streaming<pb::ForwardRequest>) -> Result<Verdicts, Status> {
+    async fn verdicts(self, caller: Caller, mut requests: Streaming<pb::ForwardRequest>) -> Result<Verdicts, Status> {
         let Some(first) = requests.next().await else {
             return Ok(futures::stream::empty().boxed());
         };
@@ -141,9 +161,22 @@ impl Service {
         let requests = futures::stream::once(async { Ok(first) }).chain(requests);
         // A stream that breaks or changes its group ends; the other side makes a new one.
         let requests = requests.scan((), move |(), request: Result<pb::ForwardRequest, Status>| {
-            futures::future::ready(request.ok().filter(|request| request.group == number))
+            let request = request.ok().filter(|request| request.group == number);
+            futures::future::ready(request.filter(|_| caller.is_heard()))
         });
         Ok(group.take_forwarded(requests).map(Ok).boxed())
+    }
+
+    async fn index_for(&self, request: pb::ReadIndexRequest) -> Result<pb::ReadIndexReply, Status> {
+        let group = self.group(request.group)?;
+        let index = timeout(group.clock().as_ref(), group.read_limit(), group.read_index_here())
+            .await
+            .ok()
+            .flatten();
+        Ok(pb::ReadIndexReply {
+            leader: index.is_some(),
+            index: index.unwrap_or(0),
+        })
     }
 
     async fn receive_snapshot(&self, mut frames: Streaming<pb::SnapshotFrame>) -> Result<pb::SnapshotReply, Status> {
@@ -152,65 +185,28 @@ impl Service {
             return Err(Status::invalid_argument("a snapshot must begin with its head"));
         };
         let group = self.admitted(head.group).await?;
-        let (vote, meta) = read_head(head)?;
-        let _one_at_a_time = group.receiving.lock().await;
-        tracing::info!(group = %group.id, last = ?meta.last_log_id, "a snapshot arrives");
-        let mut incoming = group.spool.receive().map_err(internal)?;
-        loop {
-            group.note_contact();
-            match frames.message().await?.and_then(|frame| frame.frame) {
-                Some(Frame::Chunk(chunk)) => incoming.add(&chunk).map_err(internal)?,
-                Some(Frame::Tail(tail)) => return install(&group, vote, meta, incoming, tail).await,
-                Some(Frame::Head(_)) | None => {
-                    return Err(Status::data_loss("a snapshot ended before its tail; send it again"));
-                }
-            }
-        }
+        group.arrivals.receive(&group, head, frames).await
     }
-}
-
-fn internal(error: ConsensusError) -> Status {
-    Status::internal(chain(&error))
-}
-
-async fn install(
-    group: &Group,
-    vote: Vote,
-    meta: SnapshotMeta,
-    incoming: Incoming,
-    tail: pb::SnapshotTail,
-) -> Result<pb::SnapshotReply, Status> {
-    let finish = move || incoming.finish(&tail);
-    let spooled: Spooled = tokio::task::spawn_blocking(finish)
-        .await
-        .map_err(stopped)?
-        .map_err(internal)?;
-    let snapshot = Snapshot {
-        meta,
-        snapshot: SnapshotData::Spooled(spooled),
-    };
-    let reply = group
-        .raft
-        .install_full_snapshot(vote, snapshot)
-        .await
-        .map_err(stopped)?;
-    Ok(pb::SnapshotReply {
-        vote: Some(codec::vote_to_pb(&reply.vote)),
-    })
 }
 
 #[tonic::async_trait]
 impl Consensus for Service {
     type AppendStream = Replies;
     type ForwardStream = Verdicts;
+    type ReadIndexesStream = Indexes;
 
     async fn append(&self, request: Request<Streaming<pb::AppendRequest>>) -> Result<Response<Replies>, Status> {
         // The first request may come late (nothing to replicate yet), the answer's head must not.
-        let replies = self.clone().append_replies(request.into_inner()).try_flatten_stream();
+        let caller = self.addressed(&request)?;
+        let replies = self
+            .clone()
+            .append_replies(caller, request.into_inner())
+            .try_flatten_stream();
         Ok(Response::new(replies.boxed()))
     }
 
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
+        self.addressed(&request)?;
         let request = request.into_inner();
         let group = self.admitted(request.group).await?;
         let reply = group
@@ -222,6 +218,7 @@ impl Consensus for Service {
     }
 
     async fn pre_vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
+        self.addressed(&request)?;
         let request = request.into_inner();
         let group = self.admitted(request.group).await?;
         let reply = group
@@ -236,13 +233,25 @@ impl Consensus for Service {
         &self,
         request: Request<Streaming<pb::SnapshotFrame>>,
     ) -> Result<Response<pb::SnapshotReply>, Status> {
+        self.addressed(&request)?;
         Ok(Response::new(self.receive_snapshot(request.into_inner()).await?))
+    }
+
+    async fn snapshot_held(
+        &self,
+        request: Request<pb::SnapshotHeldRequest>,
+    ) -> Result<Response<pb::SnapshotHeldReply>, Status> {
+        self.addressed(&request)?;
+        let request = request.into_inner();
+        let group = self.admitted(request.group).await?;
+        Ok(Response::new(group.arrivals.held(request.transfer).await?))
     }
 
     async fn transfer_leader(
         &self,
         request: Request<pb::TransferRequest>,
     ) -> Result<Response<pb::TransferReply>, Status> {
+        self.addressed(&request)?;
         let request = request.into_inner();
         let group = self.admitted(request.group).await?;
         let answer = group
@@ -255,28 +264,48 @@ impl Consensus for Service {
     }
 
     async fn forward(&self, request: Request<Streaming<pb::ForwardRequest>>) -> Result<Response<Verdicts>, Status> {
-        let verdicts = self.clone().verdicts(request.into_inner()).try_flatten_stream();
+        let caller = caller(&request)?;
+        let verdicts = self.clone().verdicts(caller, request.into_inner()).try_flatten_stream();
         Ok(Response::new(verdicts.boxed()))
     }
 
     async fn read_index(&self, request: Request<pb::ReadIndexRequest>) -> Result<Response<pb::ReadIndexReply>, Status> {
-        let group = self.group(request.into_inner().group)?;
-        let index = timeout(group.clock().as_ref(), group.read_limit(), group.read_index_here())
-            .await
-            .ok()
-            .flatten();
-        Ok(Response::new(pb::ReadIndexReply {
-            leader: index.is_some(),
-            index: index.unwrap_or(0),
-        }))
+        caller(&request)?;
+        Ok(Response::new(self.index_for(request.into_inner()).await?))
+    }
+
+    async fn read_indexes(
+        &self,
+        request: Request<Streaming<pb::ReadIndexRequest>>,
+    ) -> Result<Response<Indexes>, Status> {
+        let (service, caller) = (self.clone(), caller(&request)?);
+        let answers = request.into_inner().and_then(move |request| {
+            let (service, heard) = (service.clone(), caller.check());
+            async move {
+                heard?;
+                service.index_for(request).await
+            }
+        });
+        Ok(Response::new(answers.boxed()))
     }
 
     async fn status(&self, _request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusReply>, Status> {
+        // Also for a server that was removed: it asks whether it was.
         Ok(Response::new(self.about.reply()))
     }
 
     async fn change(&self, request: Request<pb::ChangeRequest>) -> Result<Response<pb::ChangeReply>, Status> {
+        caller(&request)?;
         Ok(Response::new(self.changes.change_for(request.into_inner()).await?))
+    }
+
+    async fn rejoin(&self, request: Request<pb::RejoinRequest>) -> Result<Response<pb::RejoinReply>, Status> {
+        let caller = caller(&request)?;
+        let nameless =
+            || Status::permission_denied("only a server whose certificate says its name comes back by itself");
+        let name = caller.name().ok_or_else(nameless)?;
+        let reply = self.changes.replace_for(name, request.get_ref().old).await;
+        Ok(Response::new(reply))
     }
 }
 

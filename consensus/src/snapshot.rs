@@ -1,69 +1,31 @@
 //! A group's whole applied state on its way to a member whose log entries are gone everywhere else.
 //!
-//! It is never in memory at once. The sender reads a consistent view of the engine in its own thread and hands chunks out as
-//! the connection takes them. The receiver spools them to a file, checks sum and end, syncs, and only then installs: the
-//! complete file is the promise that an installation which a crash cut short is done again at the next start.
+//! It is never in memory at once. The sender reads a consistent view of the engine in its own thread and hands chunks out as the
+//! connection takes them. The receiver spools them to a file ([`crate::spool`]). A transfer that breaks off goes on after the last
+//! chunk that came in whole, as long as the sender's view lives; the receiver may even restart.
 
 use crate::codec::{self, Applied, pb};
 use crate::error::{CodecError, ConsensusError};
-use crate::high_water::sync_dir;
 use crate::meters::SnapshotMeters;
+use crate::snapshot_form::{Sum, chunk_sum, family_number, ranges};
+use crate::spool::{Spool, Spooled};
 use crate::types::{GroupId, SnapshotMeta, Vote, group_name};
-use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
 use futures::Stream;
+use hanse_runtime::clock::SharedClock;
 use hanse_state::StoreError;
-use hanse_state::engine::{Cf, Reader, SharedEngine, WriteBatch};
-use hanse_state::keys::{meta_key, prefix_end};
-use hanse_state::meters::{Count, Under};
+use hanse_state::engine::{Cf, Reader, SharedEngine};
+use hanse_state::keys::meta_key;
+use hanse_state::meters::Count;
 use prost::Message;
-use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Bytes of rows in one chunk; a larger row goes alone.
 const CHUNK_BYTES: usize = 256 * 1024;
 /// Chunks read ahead of the connection.
 const CHUNKS_AHEAD: usize = 4;
-/// Largest chunk that is accepted: a chunk and one row of the largest request.
-const MAX_CHUNK_BYTES: usize = 4 * 1024 * 1024;
-
-/// What a snapshot of a group is made of, in this order: the machine's records come last, so that a state is never marked
-/// complete before it is.
-fn ranges(group: GroupId) -> [(Cf, Bytes, Bytes); 4] {
-    let prefix = group.prefix();
-    let all = |cf| (cf, Bytes::copy_from_slice(&prefix), Bytes::from(prefix_end(&prefix)));
-    let machine = meta_key(group, hanse_state::keys::META_MACHINE);
-    let end = prefix_end(&machine);
-    [
-        all(Cf::Rev),
-        all(Cf::Key),
-        all(Cf::Lease),
-        (Cf::Meta, machine.into(), end.into()),
-    ]
-}
-
-fn family_number(cf: Cf) -> u32 {
-    match cf {
-        Cf::Log => 0,
-        Cf::Rev => 1,
-        Cf::Key => 2,
-        Cf::Lease => 3,
-        Cf::Meta => 4,
-    }
-}
-
-fn family(number: u32) -> Result<Cf, CodecError> {
-    let found = [Cf::Rev, Cf::Key, Cf::Lease, Cf::Meta]
-        .into_iter()
-        .find(|cf| family_number(*cf) == number);
-    found.ok_or_else(|| CodecError::Invalid {
-        what: "family of a snapshot row",
-        fault: format!("{number} is unknown"),
-    })
-}
 
 /// The content of a snapshot: on its way out, or received.
 #[derive(Debug)]
@@ -74,10 +36,27 @@ pub enum SnapshotData {
     Spooled(Spooled),
 }
 
-/// A consistent view of a group, read chunk by chunk.
+/// A consistent view of a group, read chunk by chunk, from any chunk on that was read before. The chunks of one view are always
+/// the same.
 #[derive(Debug)]
 pub struct Live {
-    chunks: mpsc::Receiver<Result<Bytes, StoreError>>,
+    requests: std::sync::mpsc::Sender<ReadRequest>,
+}
+
+/// A piece of a view on its way out.
+#[derive(Debug)]
+enum Piece {
+    Chunk(Bytes),
+    /// After the last chunk.
+    Tail(pb::SnapshotTail),
+}
+
+type Pieces = mpsc::Sender<Result<Piece, StoreError>>;
+
+#[derive(Debug)]
+struct ReadRequest {
+    from: u64,
+    pieces: Pieces,
 }
 
 impl Live {
@@ -88,14 +67,14 @@ impl Live {
         meters: Arc<SnapshotMeters>,
     ) -> Result<(Applied, Self), ConsensusError> {
         let (applied, wait) = oneshot::channel();
-        let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
+        let (requests, queue) = std::sync::mpsc::channel();
         let name = format!("snapshot-{}", group_name(group));
         // A thread of its own: an engine's view borrows the engine, and a slow reader must not hold up the runtime.
         std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
                 let _under_way = meters.sending.begin();
-                read_view(&engine, group, applied, &sender, &meters.sent_bytes);
+                read_view(&engine, group, applied, &queue, &meters.sent_bytes);
             })
             .map_err(|source| ConsensusError::File {
                 what: "start the thread",
@@ -103,17 +82,36 @@ impl Live {
                 source,
             })?;
         let applied = wait.await.map_err(|_| StoreError::Stopped)??;
-        Ok((applied, Self { chunks }))
+        Ok((applied, Self { requests }))
+    }
+
+    /// Spools all of it here.
+    pub async fn collect(self, spool: &Spool) -> Result<Spooled, ConsensusError> {
+        let mut incoming = spool.receive(0)?;
+        let mut pieces = self.read(0);
+        while let Some(piece) = pieces.recv().await {
+            match piece? {
+                Piece::Chunk(chunk) => incoming.add(&chunk, chunk_sum(&chunk))?,
+                Piece::Tail(tail) => return incoming.finish(&tail),
+            }
+        }
+        Err(StoreError::Stopped.into())
+    }
+
+    /// Reads from a chunk on. What was asked before ends when nobody takes it any more.
+    fn read(&self, from: u64) -> mpsc::Receiver<Result<Piece, StoreError>> {
+        let (pieces, receiver) = mpsc::channel(CHUNKS_AHEAD);
+        // A thread that is gone has said why, and the pieces end without a tail.
+        self.requests.send(ReadRequest { from, pieces }).ok();
+        receiver
     }
 }
-
-type Chunks = mpsc::Sender<Result<Bytes, StoreError>>;
 
 fn read_view(
     engine: &SharedEngine,
     group: GroupId,
     applied: oneshot::Sender<Result<Applied, ConsensusError>>,
-    chunks: &Chunks,
+    requests: &std::sync::mpsc::Receiver<ReadRequest>,
     sent: &Count,
 ) {
     let view = engine.snapshot();
@@ -127,72 +125,94 @@ fn read_view(
     if applied.send(decoded).is_err() || !readable {
         return;
     }
-    if let Err(error) = send_rows(view.as_ref(), group, chunks, sent) {
-        // A receiver that is gone wants no error either.
-        chunks.blocking_send(Err(error)).ok();
+    let mut reading = Reading {
+        view: view.as_ref(),
+        ranges: ranges(group),
+        starts: vec![Start::default()],
+        sum: Sum::new(),
+    };
+    while let Ok(ReadRequest { from, pieces }) = requests.recv() {
+        if let Err(error) = reading.send(from, &pieces, sent) {
+            // A receiver that is gone wants no error either.
+            pieces.blocking_send(Err(error)).ok();
+        }
     }
 }
 
-fn send_rows(view: &dyn Reader, group: GroupId, chunks: &Chunks, sent: &Count) -> Result<(), StoreError> {
-    let mut chunk = pb::SnapshotChunk::default();
-    let mut bytes = 0;
-    for (cf, from, to) in ranges(group) {
-        let mut cursor = view.cursor(cf, &from, &to)?;
-        while let Some((key, value)) = cursor.current() {
-            bytes += key.len() + value.len();
-            chunk.rows.push(pb::SnapshotRow {
-                family: family_number(cf),
-                key: Bytes::copy_from_slice(key),
-                value: Bytes::copy_from_slice(value),
-            });
-            cursor.advance()?;
-            if bytes >= CHUNK_BYTES {
-                sent.add(bytes as u64);
-                bytes = 0;
-                if chunks
-                    .blocking_send(Ok(std::mem::take(&mut chunk).encode_to_vec().into()))
-                    .is_err()
-                {
-                    return Ok(());
+/// Where in a view a chunk begins.
+#[derive(Clone, Debug, Default)]
+struct Start {
+    range: usize,
+    /// Empty: at the range's first key.
+    key: Bytes,
+}
+
+/// A view that is being read.
+struct Reading<'a> {
+    view: &'a dyn Reader,
+    ranges: [(Cf, Bytes, Bytes); 4],
+    /// Of each chunk that was read, and of the next.
+    starts: Vec<Start>,
+    /// Over every chunk that was read, once.
+    sum: Sum,
+}
+
+impl Reading<'_> {
+    fn send(&mut self, from: u64, pieces: &Pieces, sent: &Count) -> Result<(), StoreError> {
+        let unknown = || StoreError::Corrupt(format!("chunk {from} of a snapshot was never read"));
+        let mut number = usize::try_from(from).map_err(|_| unknown())?;
+        let mut at = self.starts.get(number).cloned().ok_or_else(unknown)?;
+        let (mut chunk, mut bytes) = (pb::SnapshotChunk::default(), 0);
+        while let Some((cf, first, end)) = self.ranges.get(at.range).cloned() {
+            let first = if at.key.is_empty() { first } else { at.key.clone() };
+            let mut cursor = self.view.sweep(cf, &first, &end)?;
+            while let Some((key, value)) = cursor.current() {
+                if bytes >= CHUNK_BYTES {
+                    at.key = Bytes::copy_from_slice(key);
+                    let full = std::mem::take(&mut chunk);
+                    sent.add(std::mem::take(&mut bytes) as u64);
+                    if !hand_out(&mut self.sum, &mut self.starts, &full, &mut number, &at, pieces) {
+                        return Ok(());
+                    }
                 }
+                bytes += key.len() + value.len();
+                chunk.rows.push(pb::SnapshotRow {
+                    family: family_number(cf),
+                    key: Bytes::copy_from_slice(key),
+                    value: Bytes::copy_from_slice(value),
+                });
+                cursor.advance()?;
             }
+            at = Start {
+                range: at.range + 1,
+                key: Bytes::new(),
+            };
         }
+        sent.add(bytes as u64);
+        if chunk.rows.is_empty() || hand_out(&mut self.sum, &mut self.starts, &chunk, &mut number, &at, pieces) {
+            // A receiver that is gone no longer wants it.
+            pieces.blocking_send(Ok(Piece::Tail(self.sum.tail()))).ok();
+        }
+        Ok(())
     }
-    sent.add(bytes as u64);
-    if !chunk.rows.is_empty() {
-        // A receiver that is gone no longer wants it.
-        chunks.blocking_send(Ok(chunk.encode_to_vec().into())).ok();
-    }
-    Ok(())
 }
 
-/// The sum over all chunks.
-struct Sum {
-    digest: Context,
-    chunks: u64,
-}
-
-impl Sum {
-    fn new() -> Self {
-        Self {
-            digest: Context::new(&SHA256),
-            chunks: 0,
-        }
+/// Sends a chunk, and notes where the next one begins when it is the first time. False: nobody takes it.
+fn hand_out(
+    sum: &mut Sum,
+    starts: &mut Vec<Start>,
+    chunk: &pb::SnapshotChunk,
+    number: &mut usize,
+    next: &Start,
+    pieces: &Pieces,
+) -> bool {
+    let chunk = Bytes::from(chunk.encode_to_vec());
+    *number += 1;
+    if *number == starts.len() {
+        sum.add(&chunk);
+        starts.push(next.clone());
     }
-
-    fn add(&mut self, chunk: &[u8]) {
-        self.digest.update(&(chunk.len() as u64).to_be_bytes());
-        self.digest.update(chunk);
-        self.chunks += 1;
-    }
-
-    fn tail(self) -> pb::SnapshotTail {
-        let sha256 = Bytes::copy_from_slice(self.digest.finish().as_ref());
-        pb::SnapshotTail {
-            chunks: self.chunks,
-            sha256,
-        }
-    }
+    pieces.blocking_send(Ok(Piece::Chunk(chunk))).is_ok()
 }
 
 fn head(group: GroupId, vote: &Vote, meta: &SnapshotMeta) -> pb::SnapshotHead {
@@ -202,6 +222,8 @@ fn head(group: GroupId, vote: &Vote, meta: &SnapshotMeta) -> pb::SnapshotHead {
         vote: Some(codec::vote_to_pb(vote)),
         last: meta.last_log_id.as_ref().map(codec::log_id_to_pb),
         membership: Some(codec::stored_membership_to_pb(&meta.last_membership)),
+        transfer: 0,
+        from: 0,
     }
 }
 
@@ -220,232 +242,130 @@ pub fn read_head(head: pb::SnapshotHead) -> Result<(Vote, SnapshotMeta), CodecEr
     Ok((codec::required_vote(head.vote)?, meta))
 }
 
+/// A snapshot on its way to one member, over as many connections as it takes.
+#[derive(Debug)]
+pub struct Transfer {
+    group: GroupId,
+    live: Live,
+    head: pb::SnapshotHead,
+}
+
+/// Where the frames of a snapshot are.
 enum Step {
     Head(pb::SnapshotHead),
-    Chunks(Sum),
+    Pieces,
     End,
 }
 
-impl SnapshotData {
-    /// The frames of a snapshot. If reading fails, they end without a tail, and the receiver refuses them.
-    pub fn frames(
-        self,
-        group: GroupId,
-        vote: &Vote,
-        meta: &SnapshotMeta,
-    ) -> impl Stream<Item = pb::SnapshotFrame> + Send + 'static {
-        let head = head(group, vote, meta);
-        let live = match self {
-            Self::Live(live) => Some(live),
-            Self::Spooled(_) => None,
-        };
-        let frame = |frame| pb::SnapshotFrame { frame: Some(frame) };
-        futures::stream::unfold((Step::Head(head), live), move |(step, live)| async move {
-            use pb::snapshot_frame::Frame;
-            let mut live = live?;
-            match step {
-                Step::Head(head) => Some((frame(Frame::Head(head)), (Step::Chunks(Sum::new()), Some(live)))),
-                Step::Chunks(mut sum) => match live.chunks.recv().await {
-                    Some(Ok(chunk)) => {
-                        sum.add(&chunk);
-                        Some((frame(Frame::Chunk(chunk)), (Step::Chunks(sum), Some(live))))
-                    }
-                    Some(Err(error)) => {
-                        tracing::error!(group = %group_name(group), %error, "a snapshot could not be read to its end");
-                        None
-                    }
-                    None => Some((frame(Frame::Tail(sum.tail())), (Step::End, Some(live)))),
-                },
-                Step::End => None,
-            }
-        })
-    }
-}
-
-fn file_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ConsensusError {
-    let path = path.display().to_string();
-    move |source| ConsensusError::File { what, path, source }
-}
-
-/// Where received snapshots of a group lie.
-#[derive(Clone, Debug)]
-pub struct Spool {
+/// What the frames come from.
+struct Frames {
+    pieces: mpsc::Receiver<Result<Piece, StoreError>>,
+    pace: Pace,
     group: GroupId,
-    dir: PathBuf,
-    meters: Arc<SnapshotMeters>,
 }
 
-impl Spool {
-    /// In `dir`, which must exist.
-    pub fn new(dir: &Path, group: GroupId) -> Self {
-        Self {
-            group,
-            dir: dir.to_owned(),
-            meters: Arc::default(),
-        }
+impl Transfer {
+    /// Of a view of this member's state; none of a snapshot that was received and not installed. `number` is random.
+    pub fn new(group: GroupId, number: u64, vote: &Vote, meta: &SnapshotMeta, data: SnapshotData) -> Option<Self> {
+        let SnapshotData::Live(live) = data else { return None };
+        let head = pb::SnapshotHead {
+            transfer: number,
+            ..head(group, vote, meta)
+        };
+        Some(Self { group, live, head })
     }
 
-    /// What is counted of the group's snapshots.
-    pub fn meters(&self) -> &Arc<SnapshotMeters> {
-        &self.meters
+    /// Its number.
+    pub fn number(&self) -> u64 {
+        self.head.transfer
     }
 
-    fn path(&self, ending: &str) -> PathBuf {
-        self.dir.join(format!("snapshot-{}.{ending}", group_name(self.group)))
-    }
-
-    /// Begins to receive. An older unfinished one is dropped.
-    pub fn receive(&self) -> Result<Incoming, ConsensusError> {
-        let path = self.path("part");
-        let file = File::create(&path).map_err(file_error("create", &path))?;
-        Ok(Incoming {
-            file: BufWriter::new(file),
-            path,
-            sum: Sum::new(),
-            meters: Arc::clone(&self.meters),
-            _under_way: self.meters.receiving.begin(),
-        })
-    }
-
-    /// Receives from this process.
-    pub async fn collect(&self, mut live: Live) -> Result<Spooled, ConsensusError> {
-        let mut incoming = self.receive()?;
-        while let Some(chunk) = live.chunks.recv().await {
-            incoming.add(&chunk?)?;
-        }
-        incoming.close()
-    }
-
-    /// A complete snapshot whose installation was cut short.
-    pub fn unfinished(&self) -> Option<Spooled> {
-        let path = self.path("install");
-        path.exists().then_some(Spooled { path })
-    }
-
-    /// Makes a received snapshot the one that is being installed.
-    fn promote(&self, spooled: Spooled) -> Result<Spooled, ConsensusError> {
-        let path = self.path("install");
-        if spooled.path != path {
-            fs::rename(&spooled.path, &path).map_err(file_error("rename", &spooled.path))?;
-            sync_dir(&path).map_err(file_error("sync", &path))?;
-        }
-        Ok(Spooled { path })
-    }
-
-    /// Replaces the group's rows in the engine by those of `spooled`. Must run while nobody reads the state. May be repeated.
-    pub fn install(&self, spooled: Spooled, engine: &SharedEngine) -> Result<(), ConsensusError> {
-        let _under_way = self.meters.installing.begin();
-        let spooled = self.promote(spooled)?;
-        let mut batch = WriteBatch::new();
-        for (cf, from, to) in ranges(self.group) {
-            batch.delete_range(cf, from, to);
-        }
-        engine.write(batch, false).map_err(StoreError::from)?;
-        spooled.for_each(|chunk| {
-            self.meters.installed_bytes.add(chunk.len() as u64);
-            let mut batch = WriteBatch::new();
-            for row in codec::decode::<pb::SnapshotChunk>("snapshot chunk", chunk)?.rows {
-                batch.put(family(row.family)?, row.key, row.value);
-            }
-            engine.write(batch, false).map_err(StoreError::from)?;
-            Ok(())
-        })?;
-        engine.sync().map_err(StoreError::from)?;
-        self.meters.installed.add(1);
-        fs::remove_file(&spooled.path).map_err(file_error("remove", &spooled.path))?;
-        sync_dir(&spooled.path).map_err(file_error("sync", &spooled.path))
+    /// The frames from a chunk on, no faster than `pace`. If reading fails, they end without a tail, and the receiver refuses
+    /// them.
+    pub fn frames(&self, from: u64, pace: Pace) -> impl Stream<Item = pb::SnapshotFrame> + Send + 'static + use<> {
+        let head = pb::SnapshotHead {
+            from,
+            ..self.head.clone()
+        };
+        let frames = Frames {
+            pieces: self.live.read(from),
+            pace,
+            group: self.group,
+        };
+        futures::stream::unfold((Step::Head(head), frames), |(step, frames)| frames.next(step))
     }
 }
 
-/// A snapshot that is being received.
-pub struct Incoming {
-    file: BufWriter<File>,
-    path: PathBuf,
-    sum: Sum,
-    meters: Arc<SnapshotMeters>,
-    _under_way: Under,
-}
-
-impl Incoming {
-    /// The next chunk.
-    pub fn add(&mut self, chunk: &[u8]) -> Result<(), ConsensusError> {
-        if chunk.is_empty() || chunk.len() > MAX_CHUNK_BYTES {
-            let fault = format!("a chunk of {} bytes", chunk.len());
-            return Err(CodecError::Invalid {
-                what: "snapshot",
-                fault,
-            }
-            .into());
-        }
-        self.sum.add(chunk);
-        self.meters.received_bytes.add(chunk.len() as u64);
-        let length = u32::try_from(chunk.len()).unwrap_or(u32::MAX).to_be_bytes();
-        let written = self.file.write_all(&length).and_then(|()| self.file.write_all(chunk));
-        written.map_err(file_error("write", &self.path))
-    }
-
-    /// Checks the sum and makes the file durable.
-    pub fn finish(mut self, tail: &pb::SnapshotTail) -> Result<Spooled, ConsensusError> {
-        let sum = std::mem::replace(&mut self.sum, Sum::new());
-        if sum.tail() != *tail {
-            return Err(CodecError::Invalid {
-                what: "snapshot",
-                fault: "its sum does not match its content".to_owned(),
-            }
-            .into());
-        }
-        self.close()
-    }
-
-    fn close(self) -> Result<Spooled, ConsensusError> {
-        let Self {
-            file, path, _under_way, ..
-        } = self;
-        let file = file
-            .into_inner()
-            .map_err(|error| file_error("write", &path)(error.into_error()))?;
-        file.sync_all().map_err(file_error("sync", &path))?;
-        Ok(Spooled { path })
-    }
-}
-
-/// A complete snapshot in a file.
-#[derive(Debug)]
-pub struct Spooled {
-    path: PathBuf,
-}
-
-impl Spooled {
-    fn for_each(&self, mut each: impl FnMut(Bytes) -> Result<(), ConsensusError>) -> Result<(), ConsensusError> {
-        let file = File::open(&self.path).map_err(file_error("open", &self.path))?;
-        let mut file = BufReader::new(file);
-        loop {
-            let mut length = [0; 4];
-            match file.read_exact(&mut length) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-                Err(error) => return Err(file_error("read", &self.path)(error)),
-            }
-            let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-            if length > MAX_CHUNK_BYTES {
-                return Err(CodecError::Invalid {
-                    what: "snapshot file",
-                    fault: format!("a chunk of {length} bytes"),
+impl Frames {
+    async fn next(mut self, step: Step) -> Option<(pb::SnapshotFrame, (Step, Self))> {
+        use pb::snapshot_frame::Frame;
+        let (frame, sum, step) = match step {
+            Step::Head(head) => (Frame::Head(head), 0, Step::Pieces),
+            Step::Pieces => match self.pieces.recv().await {
+                Some(Ok(Piece::Chunk(chunk))) => {
+                    self.pace.wait(chunk.len()).await;
+                    let sum = chunk_sum(&chunk);
+                    (Frame::Chunk(chunk), sum, Step::Pieces)
                 }
-                .into());
-            }
-            let mut chunk = vec![0; length];
-            file.read_exact(&mut chunk).map_err(file_error("read", &self.path))?;
-            each(chunk.into())?;
+                Some(Ok(Piece::Tail(tail))) => (Frame::Tail(tail), 0, Step::End),
+                Some(Err(error)) => {
+                    tracing::error!(group = %group_name(self.group), %error, "a snapshot could not be read to its end");
+                    return None;
+                }
+                None => return None,
+            },
+            Step::End => return None,
+        };
+        let frame = Some(frame);
+        Some((pb::SnapshotFrame { frame, sum }, (step, self)))
+    }
+}
+
+/// Holds a transfer to so many bytes in a second. What a slow connection left unused is not made up for.
+#[derive(Clone)]
+pub struct Pace {
+    clock: SharedClock,
+    /// 0: as fast as it goes.
+    per_second: u64,
+    /// When what was sent so far has had its time.
+    paid: Duration,
+    /// Told of every chunk that goes out.
+    moved: watch::Sender<()>,
+}
+
+impl Pace {
+    /// From now on; `moved` is told of every chunk.
+    pub fn new(clock: SharedClock, per_second: u64, moved: watch::Sender<()>) -> Self {
+        let paid = clock.mono();
+        Self {
+            clock,
+            per_second,
+            paid,
+            moved,
         }
+    }
+
+    async fn wait(&mut self, bytes: usize) {
+        self.moved.send_replace(());
+        if self.per_second == 0 {
+            return;
+        }
+        let now = self.clock.mono();
+        let nanos = bytes as u128 * 1_000_000_000 / u128::from(self.per_second);
+        self.paid = self.paid.max(now) + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        self.clock.sleep(self.paid.saturating_sub(now)).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spool::{Half, Incoming, Spool};
     use futures::StreamExt;
-    use hanse_state::engine::MemoryEngine;
+    use hanse_runtime::clock::SystemClock;
+    use hanse_state::engine::{MemoryEngine, WriteBatch};
+    use hanse_state::keys::prefix_end;
+    use pb::snapshot_frame::Frame;
 
     fn filled(group: GroupId) -> SharedEngine {
         let engine: SharedEngine = Arc::new(MemoryEngine::new());
@@ -469,66 +389,125 @@ mod tests {
         engine.scan(cf, &prefix, &prefix_end(&prefix), usize::MAX).unwrap()
     }
 
-    async fn frames(engine: &SharedEngine, group: GroupId) -> Vec<pb::SnapshotFrame> {
+    async fn transfer(engine: &SharedEngine, group: GroupId) -> Transfer {
         let (applied, live) = Live::take(Arc::clone(engine), group, Arc::default()).await.unwrap();
         let meta = SnapshotMeta {
             last_log_id: applied.last,
             last_membership: applied.membership,
         };
-        SnapshotData::Live(live)
-            .frames(group, &Vote::new_committed(1, 1), &meta)
-            .collect()
-            .await
+        let vote = Vote::new_committed(1, 1);
+        Transfer::new(group, 77, &vote, &meta, SnapshotData::Live(live)).unwrap()
+    }
+
+    async fn frames(transfer: &Transfer, from: u64) -> Vec<pb::SnapshotFrame> {
+        let pace = Pace::new(SystemClock::shared(), 0, watch::Sender::new(()));
+        transfer.frames(from, pace).collect().await
+    }
+
+    fn head_of(frame: &pb::SnapshotFrame) -> pb::SnapshotHead {
+        match &frame.frame {
+            Some(Frame::Head(head)) => head.clone(),
+            other => panic!("no head: {other:?}"),
+        }
+    }
+
+    /// Adds what is in the frames; answers the tail, if they have one.
+    fn take(incoming: &mut Incoming, frames: &[pb::SnapshotFrame]) -> Option<pb::SnapshotTail> {
+        for frame in frames {
+            match frame.frame.as_ref().unwrap() {
+                Frame::Head(head) => assert!(read_head(head.clone()).is_ok()),
+                Frame::Chunk(chunk) => incoming.add(chunk, frame.sum).unwrap(),
+                Frame::Tail(tail) => return Some(tail.clone()),
+            }
+        }
+        None
     }
 
     #[tokio::test]
     async fn a_state_arrives_whole_and_replaces_only_its_group() {
-        use pb::snapshot_frame::Frame;
         let (group, dir) = (GroupId(5), tempfile::tempdir().unwrap());
         let from = filled(group);
-        let frames = frames(&from, group).await;
+        let frames = frames(&transfer(&from, group).await, 0).await;
         assert!(frames.len() > 5, "several chunks");
         let spool = Spool::new(dir.path(), group);
-        let mut incoming = spool.receive().unwrap();
-        let mut done = None;
-        for frame in frames {
-            match frame.frame.unwrap() {
-                Frame::Head(head) => assert!(read_head(head).is_ok()),
-                Frame::Chunk(chunk) => incoming.add(&chunk).unwrap(),
-                Frame::Tail(tail) => done = Some(tail),
-            }
-        }
+        let mut incoming = spool.receive(77).unwrap();
+        let done = take(&mut incoming, &frames);
         let spooled = incoming.finish(&done.unwrap()).unwrap();
         let received = spool.meters().received_bytes.get();
-        assert!(
-            received > 1_500_000 && spool.meters().receiving.get() == 0,
-            "{received}"
-        );
+        assert!(received > 1_500_000, "{received}");
+        arrived(&spool, spooled, &from, group);
+        assert_eq!(spool.meters().installed_bytes.get(), received);
+        assert!(spool.unfinished().unwrap().is_none());
+    }
+
+    /// Installs over another state: everything of the group is that of `from`, and nothing of others has changed.
+    fn arrived(spool: &Spool, spooled: Spooled, from: &SharedEngine, group: GroupId) {
         let to = filled(group);
         let mut batch = WriteBatch::new();
         batch.put(Cf::Key, [group.prefix().as_slice(), b"stale"].concat(), "x");
         to.write(batch, false).unwrap();
         spool.install(spooled, &to).unwrap();
-        assert_eq!(spool.meters().installed_bytes.get(), received);
         for cf in Cf::ALL {
-            assert_eq!(rows(&to, cf, group), rows(&from, cf, group), "{cf:?}");
-            assert_eq!(rows(&to, cf, GroupId(6)).len(), rows(&from, cf, GroupId(6)).len());
+            assert_eq!(rows(&to, cf, group), rows(from, cf, group), "{cf:?}");
+            assert_eq!(rows(&to, cf, GroupId(6)).len(), rows(from, cf, GroupId(6)).len());
         }
-        assert!(spool.unfinished().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_transfer_goes_on_after_the_last_whole_chunk_and_only_if_it_is_held() {
+        let (group, dir) = (GroupId(5), tempfile::tempdir().unwrap());
+        let from = filled(group);
+        let transfer = transfer(&from, group).await;
+        let spool = Spool::new(dir.path(), group);
+        let first = frames(&transfer, 0).await;
+        let mut place = None;
+        let begun = Half::of(&spool, &head_of(&first[0]), &mut place).unwrap();
+        let incoming = begun.unwrap();
+        take(incoming, &first[..3]);
+        // A byte that flips is found at once, and costs nothing of what came before.
+        let Some(Frame::Chunk(chunk)) = &first[3].frame else {
+            panic!("no chunk")
+        };
+        let mut flipped = chunk.to_vec();
+        flipped[1000] ^= 1;
+        let refused = incoming.add(&flipped, first[3].sum).unwrap_err();
+        assert!(
+            hanse_runtime::supervisor::chain(&refused).contains("chunk 2"),
+            "{refused:?}"
+        );
+        let has = |place: &Option<Half>, number| place.as_ref().unwrap().has(number);
+        assert_eq!((has(&place, 77), has(&place, 78), has(&place, 0)), (2, 0, 0));
+        // The view does not change while the store goes on.
+        let mut batch = WriteBatch::new();
+        batch.put(Cf::Key, [group.prefix().as_slice(), b"later"].concat(), "x");
+        let wanted = filled(group);
+        from.write(batch, false).unwrap();
+        let rest = frames(&transfer, 2).await;
+        assert_eq!(rest[1..], first[3..], "the same chunks again, and the same tail");
+        // Another's number, or another place in it: it cannot go on there, and stays.
+        for (transfer, from) in [(78, 2), (77, 1), (77, 3)] {
+            let other = pb::SnapshotHead {
+                transfer,
+                from,
+                ..head_of(&rest[0])
+            };
+            assert!(Half::of(&spool, &other, &mut place).unwrap().is_none());
+        }
+        let incoming = Half::of(&spool, &head_of(&rest[0]), &mut place).unwrap().unwrap();
+        let tail = take(incoming, &rest).unwrap();
+        let spooled = place.take().unwrap().into_incoming().finish(&tail).unwrap();
+        arrived(&spool, spooled, &wanted, group);
+        let gone = Half::of(&spool, &head_of(&rest[0]), &mut place).unwrap();
+        assert!(gone.is_none(), "what is not held cannot go on");
     }
 
     #[tokio::test]
     async fn a_damaged_or_short_snapshot_is_refused() {
-        use pb::snapshot_frame::Frame;
         let (group, dir) = (GroupId(5), tempfile::tempdir().unwrap());
-        let all = frames(&filled(group), group).await;
+        let all = frames(&transfer(&filled(group), group).await, 0).await;
         let spool = Spool::new(dir.path(), group);
-        let mut incoming = spool.receive().unwrap();
-        for frame in &all[..all.len() - 2] {
-            if let Some(Frame::Chunk(chunk)) = &frame.frame {
-                incoming.add(chunk).unwrap();
-            }
-        }
+        let mut incoming = spool.receive(77).unwrap();
+        take(&mut incoming, &all[..all.len() - 2]);
         let Some(Frame::Tail(tail)) = &all[all.len() - 1].frame else {
             panic!("no tail")
         };
@@ -539,20 +518,21 @@ mod tests {
                 .to_string()
                 .contains("cannot be read")
         );
-        assert!(spool.receive().unwrap().add(&[]).is_err());
+        assert!(spool.receive(77).unwrap().add(&[], 0).is_err());
     }
 
-    #[test]
-    fn an_installation_that_was_cut_short_is_found_again() {
-        let (group, dir) = (GroupId(5), tempfile::tempdir().unwrap());
-        let spool = Spool::new(dir.path(), group);
-        let incoming = spool.receive().unwrap();
-        let spooled = incoming.finish(&Sum::new().tail()).unwrap();
-        spool.promote(spooled).unwrap();
-        let found = spool.unfinished().unwrap();
-        let engine = filled(group);
-        spool.install(found, &engine).unwrap();
-        assert!(rows(&engine, Cf::Key, group).is_empty());
-        assert!(spool.unfinished().is_none());
+    #[tokio::test]
+    async fn a_transfer_is_no_faster_than_it_may_be() {
+        let group = GroupId(5);
+        let transfer = transfer(&filled(group), group).await;
+        let clock = SystemClock::shared();
+        let begun = clock.mono();
+        let sent: Vec<_> = transfer
+            .frames(0, Pace::new(Arc::clone(&clock), 4 << 20, watch::Sender::new(())))
+            .collect()
+            .await;
+        // 1.5 MB at 4 MiB in a second.
+        let took = clock.mono() - begun;
+        assert!(sent.len() > 5 && took >= Duration::from_millis(350), "{took:?}");
     }
 }

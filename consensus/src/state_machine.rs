@@ -7,7 +7,8 @@ use crate::codec::{Applied, decode};
 use crate::error::ConsensusError;
 use crate::meters::SnapshotMeters;
 use crate::pending::Pending;
-use crate::snapshot::{Live, SnapshotData, Spool, Spooled};
+use crate::snapshot::{Live, SnapshotData};
+use crate::spool::{Spool, Spooled};
 use crate::types::{Answer, Entry, GroupId, LogId, NodeId, ProposalId, SnapshotMeta, StoredMembership, TypeConfig};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -72,7 +73,7 @@ impl StateMachine {
             applied: Applied::default(),
             roll: watch::Sender::default(),
         };
-        if let Some(spooled) = this.spool.unfinished() {
+        if let Some(spooled) = this.spool.unfinished()? {
             tracing::warn!(%group, "installing a snapshot again, because the last try was cut short");
             replace(&this.machine, &this.spool, spooled, &this.engine)?;
         }
@@ -246,7 +247,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
         let spooled = match snapshot {
             SnapshotData::Spooled(spooled) => spooled,
-            SnapshotData::Live(live) => self.spool.collect(live).await.map_err(io_error)?,
+            SnapshotData::Live(live) => live.collect(&self.spool).await.map_err(io_error)?,
         };
         let (machine, spool, engine) = (Arc::clone(&self.machine), self.spool.clone(), Arc::clone(&self.engine));
         let work = move || replace(&machine, &spool, spooled, &engine);

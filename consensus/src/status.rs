@@ -54,6 +54,11 @@ impl About {
         }
     }
 
+    /// This server's id.
+    pub(crate) fn id(&self) -> NodeId {
+        self.id
+    }
+
     pub(crate) fn tell(&self, extra: impl Fn() -> Vec<u8> + Send + Sync + 'static) {
         self.extra.get_or_init(|| Box::new(extra));
     }

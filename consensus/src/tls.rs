@@ -4,6 +4,7 @@
 //! Where the store stands in for etcd ([`Trust::Hosts`], [`Trust::Open`]) it follows etcd's rules instead.
 
 use crate::error::ConsensusError;
+use crate::revoked::Revoked;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -53,6 +54,7 @@ pub enum Trust {
 pub struct Tls {
     trust: Trust,
     material: Option<Material>,
+    revoked: Revoked,
 }
 
 #[derive(Clone)]
@@ -97,7 +99,16 @@ impl Tls {
             Trust::Hosts => Some(Material::read(pem)?),
             Trust::Open => None,
         };
-        Ok(Self { trust, material })
+        Ok(Self {
+            trust,
+            material,
+            revoked: Revoked::default(),
+        })
+    }
+
+    /// Keys that are refused, in both directions.
+    pub fn revoked(&self) -> &Revoked {
+        &self.revoked
     }
 
     /// The rule.
@@ -132,6 +143,7 @@ impl Tls {
                     provider: Arc::clone(&material.provider),
                     roots: Arc::clone(&material.roots),
                     name: name.to_owned(),
+                    revoked: self.revoked.clone(),
                 };
                 endpoint.tls_config_with_verifier(config.domain_name(SNI), Arc::new(verifier))
             }
@@ -203,6 +215,7 @@ struct NameVerifier {
     provider: Arc<CryptoProvider>,
     roots: Arc<RootCertStore>,
     name: String,
+    revoked: Revoked,
 }
 
 impl ServerCertVerifier for NameVerifier {
@@ -223,6 +236,9 @@ impl ServerCertVerifier for NameVerifier {
             now,
             algorithms,
         )?;
+        if self.revoked.has(end_entity) {
+            return Err(CertificateError::Revoked.into());
+        }
         if server_name(end_entity).as_deref() == Some(self.name.as_str()) {
             Ok(ServerCertVerified::assertion())
         } else {
@@ -314,6 +330,7 @@ mod tests {
                 provider: Arc::clone(&tls.material.as_ref().unwrap().provider),
                 roots: Arc::clone(&tls.material.as_ref().unwrap().roots),
                 name: name.into(),
+                revoked: tls.revoked().clone(),
             };
             let cert = hanse_runtime::pki::load_certs(cert).unwrap();
             verifier
@@ -323,5 +340,9 @@ mod tests {
         assert!(verify("eu", &ours.cert));
         assert!(!verify("us", &ours.cert));
         assert!(!verify("eu", &pem("hanse://server/eu").cert), "another CA");
+        let own = &hanse_runtime::pki::load_certs(&ours.cert).unwrap()[0];
+        let own = hanse_runtime::pki::cert_key_sha256(own).unwrap();
+        tls.revoked().set([own].into());
+        assert!(!verify("eu", &ours.cert), "of a server that was removed");
     }
 }

@@ -41,6 +41,8 @@ pub struct Seat {
     pub moved: bool,
     /// It gets a vote as soon as it has the data. Means nothing for a voter.
     pub awaits_vote: bool,
+    /// The member that lost log entries and came back as this one; 0: none.
+    pub replaces: NodeId,
 }
 
 impl Seat {

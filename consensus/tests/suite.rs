@@ -4,7 +4,7 @@
 use hanse_consensus::GroupId;
 use hanse_consensus::log_store::LogStore;
 use hanse_consensus::pending::Pending;
-use hanse_consensus::snapshot::Spool;
+use hanse_consensus::spool::Spool;
 use hanse_consensus::state_machine::StateMachine;
 use hanse_consensus::types::TypeConfig;
 use hanse_runtime::rng::SystemRng;

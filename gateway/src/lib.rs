@@ -4,13 +4,14 @@
 //! - [`listen`]: TLS, HTTP/1.1 and HTTP/2 on one port, limits, drain.
 //! - `middleware`: what every request goes through, in one order.
 //! - `router`: from a path to the part that answers.
-//! - `throttle`: logins that fail.
+//! - `throttle`: logins that fail; `sweep`: keys, tokens and logins that are over.
 //! - `authn`, `authz`: who asks, and whether he may; `directory`: teams and roles, kept at hand.
 //! - `oidc`: logins by identity providers.
 //! - `audit`: who did what, into the trail.
 //! - `kinds`, `apiserver`: the table of kinds, and the machinery around it; `garbage`: objects go with their owners.
 //! - `proxy`: requests for other API servers; the outgoing request is built anew from what is allowed.
 //! - `https`: requests to others.
+//! - `reference`: the pages of `docs/api`, from the kinds.
 //! - `ops`: health, version, metrics; `backup`: everything that the store holds, and `restore` of one tenant, for
 //!   administrators.
 //!
@@ -25,6 +26,8 @@ mod backup;
 mod body;
 mod directory;
 mod error;
+#[cfg(test)]
+mod fuzzing;
 mod garbage;
 mod https;
 mod kinds;
@@ -36,9 +39,11 @@ mod ops;
 mod parts;
 mod proxy;
 mod query;
+mod reference;
 mod restore;
 mod rights;
 mod router;
+mod sweep;
 mod throttle;
 
 pub use audit::policy::{AuditLevel, AuditPolicy, AuditResources, AuditRule, AuditStage, AuditTarget};
@@ -49,6 +54,7 @@ pub use error::GatewayError;
 pub use listen::tls_config;
 pub use oidc::{Oidc, OidcFiles, OidcIssuer};
 pub use parts::{BackupOf, BackupStream, Backups, ChangeFault, ClusterStatus, GatewayParts, Limits, PutBack, Said};
+pub use reference::api_reference;
 pub use throttle::{LoginLimits, Rate};
 
 use apiserver::backend::Backend;
@@ -110,6 +116,8 @@ impl Gateway {
             directory: directory.clone(),
         };
         let stop = parts.supervisor.shutdown_token().phase(Phase::Controllers);
+        let sweep = sweep::run(parts.objects.clone(), parts.clock.clone(), stop.clone());
+        parts.supervisor.spawn(TaskKind::Controller, "sweep", sweep);
         let collector = garbage::run(backend.clone(), stop);
         parts
             .supervisor

@@ -119,6 +119,7 @@ fn label(segment: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oidc::Step;
 
     #[test]
     fn known_paths() {
@@ -149,6 +150,15 @@ mod tests {
             ("/auth/device/confirm", Route::Login(Place::DeviceConfirm)),
             ("/auth/corp/login", Route::Login(Place::Begin("corp".into()))),
             ("/auth/corp/callback", Route::Login(Place::Callback("corp".into()))),
+            (
+                "/oidc/.well-known/openid-configuration",
+                Route::Login(Place::Issuer(Step::Discovery)),
+            ),
+            ("/oidc/jwks", Route::Login(Place::Issuer(Step::Keys))),
+            ("/oidc/authorize", Route::Login(Place::Issuer(Step::Authorize))),
+            ("/oidc/token", Route::Login(Place::Issuer(Step::Token))),
+            ("/oidc/userinfo", Route::Login(Place::Issuer(Step::UserInfo))),
+            ("/oidc/revoke", Route::Login(Place::Issuer(Step::Revoke))),
             ("/kubernetes/management", management("")),
             ("/kubernetes/management/apis", management("/apis")),
             ("/kubernetes/cluster/eu", cluster("")),
@@ -192,6 +202,11 @@ mod tests {
             "/auth/CORP/login",
             "/auth/../login",
             "/auth/device/x",
+            "/oidc",
+            "/oidc/",
+            "/oidc/token/",
+            "/oidc/.well-known",
+            "/oidc/../login",
             "/kubernetes/project/p/virtualcluster/..%2f..",
             "/kubernetes/project/P/virtualcluster/v",
         ] {

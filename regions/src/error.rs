@@ -173,6 +173,9 @@ pub enum JoinError {
         /// That server.
         name: String,
     },
+    /// Its key was that of a server that was removed.
+    #[error("the key in this folder was that of a server that was removed for good; join with an empty folder")]
+    KeyRevoked,
     /// The name is another server's.
     #[error("there is a server {name:?} already; choose another name, or remove that one first")]
     NameTaken {
@@ -200,7 +203,8 @@ impl JoinError {
             Self::Council(error) => error.retryable(),
             Self::Contended => true,
             Self::BadToken | Self::Expired { .. } | Self::Used { .. } | Self::OtherName { .. } => false,
-            Self::Removed { .. } | Self::NameTaken { .. } | Self::Request(_) | Self::Json(_) => false,
+            Self::Removed { .. } | Self::KeyRevoked | Self::NameTaken { .. } => false,
+            Self::Request(_) | Self::Json(_) => false,
         }
     }
 }

@@ -10,10 +10,10 @@ use std::net::IpAddr;
 
 use bytes::Bytes;
 use hanse_api::Timestamp;
-use hanse_api::kinds::{JOIN_TOKENS, SERVERS};
+use hanse_api::kinds::{JOIN_TOKENS, REVOKED_KEYS, SERVERS};
 use hanse_api::meta::{Object, ObjectMeta};
 use hanse_api::name::check_subdomain;
-use hanse_api::resources::{JoinToken, JoinTokenUse, Server, ServerSpec, ServerStatus};
+use hanse_api::resources::{JoinToken, JoinTokenUse, RevokedKey, RevokedKeySpec, Server, ServerSpec, ServerStatus};
 use hanse_runtime::pki::{Ca, LeafSpec, PkiError, csr_key_sha256, sha256_hex};
 use hanse_runtime::rng::Rng;
 use hanse_state::objects::{ObjectError, Objects, Op, Page, Stored};
@@ -76,12 +76,16 @@ pub async fn reserve(
         let stored = stored.ok_or(JoinError::BadToken)?;
         let mut token: JoinToken = serde_json::from_slice(&stored.value).map_err(JoinError::Json)?;
         let key_sha256 = examine(&token, secret, request, now)?;
+        if is_revoked(objects, &key_sha256).await? {
+            return Err(JoinError::KeyRevoked);
+        }
         let servers = objects.list(&SERVERS, None, Page::default()).await;
         let servers = entered(&servers.map_err(JoinError::Council)?.items)?;
         let id = place(&token, request.name, members, &servers)?;
         let spec = ServerSpec {
             id,
             region: token.spec.region.clone(),
+            key_sha256: key_sha256.clone(),
             ..request.wanted.clone()
         };
         let mut ops = Vec::new();
@@ -114,8 +118,74 @@ pub async fn reserve(
     Err(JoinError::Contended)
 }
 
-/// Takes a server out again that was entered with this id; nothing if there is none.
+async fn is_revoked(objects: &Objects, key_sha256: &str) -> Result<bool, JoinError> {
+    let key = Address::global(key_sha256).key(REVOKED_KEYS);
+    objects
+        .get(&key)
+        .await
+        .map(|found| found.is_some())
+        .map_err(JoinError::Council)
+}
+
+/// Takes a server out again that was entered with this id and never became a member; nothing if there is none.
 pub async fn withdraw(objects: &Objects, name: &str, id: u64) -> Result<(), JoinError> {
+    take_out(objects, name, id, false).await
+}
+
+/// Takes a server out that was removed from the members, and has its key refused from then on.
+pub async fn retire(objects: &Objects, name: &str, id: u64) -> Result<(), JoinError> {
+    take_out(objects, name, id, true).await
+}
+
+/// Has a server's entry say the id under which it came back. Its key stays good: it is the same server, on the same machine.
+pub async fn succeed(objects: &Objects, name: &str, old: u64, new: u64) -> Result<(), JoinError> {
+    let key = Address::global(name).key(SERVERS);
+    for _ in 0..TRIES {
+        let Some(stored) = objects.get(&key).await.map_err(JoinError::Council)? else {
+            return Ok(());
+        };
+        let mut server: Server = serde_json::from_slice(&stored.value).map_err(JoinError::Json)?;
+        if server.spec.id != old {
+            return Ok(());
+        }
+        server.spec.id = new;
+        server.metadata.generation += 1;
+        let ops = vec![Op::Update {
+            key: key.clone(),
+            value: encode(&server).map_err(json)?,
+            expected: stored.revision,
+        }];
+        match objects.commit(ops).await {
+            Ok(_) => return Ok(()),
+            Err(ObjectError::Failed { .. }) => {}
+            Err(error) => return Err(JoinError::Council(error)),
+        }
+    }
+    Err(JoinError::Contended)
+}
+
+/// What has the key of a server refused.
+fn revocation(server: &Server) -> Result<Op, JoinError> {
+    let hash = &server.spec.key_sha256;
+    let revoked = RevokedKey {
+        api_version: REVOKED_KEYS.api_version(),
+        kind: REVOKED_KEYS.kind.to_owned(),
+        metadata: ObjectMeta {
+            name: hash.clone(),
+            ..ObjectMeta::default()
+        },
+        spec: RevokedKeySpec {
+            server: server.metadata.name.clone(),
+            id: server.spec.id,
+        },
+        status: (),
+    };
+    let value = encode(&revoked).map_err(json)?;
+    let key = Address::global(hash).key(REVOKED_KEYS);
+    Ok(Op::Create { key, value })
+}
+
+async fn take_out(objects: &Objects, name: &str, id: u64, for_good: bool) -> Result<(), JoinError> {
     let key = Address::global(name).key(SERVERS);
     for _ in 0..TRIES {
         let Some(stored) = objects.get(&key).await.map_err(JoinError::Council)? else {
@@ -125,11 +195,16 @@ pub async fn withdraw(objects: &Objects, name: &str, id: u64) -> Result<(), Join
         if server.spec.id != id {
             return Ok(());
         }
-        let op = Op::Delete {
+        let mut ops = vec![Op::Delete {
             key: key.clone(),
             expected: stored.revision,
-        };
-        match objects.commit(vec![op]).await {
+        }];
+        // An entry of an older version does not say which key it is.
+        let hash = &server.spec.key_sha256;
+        if for_good && !hash.is_empty() && !is_revoked(objects, hash).await? {
+            ops.push(revocation(&server)?);
+        }
+        match objects.commit(ops).await {
             Ok(_) => return Ok(()),
             Err(ObjectError::Failed { .. }) => {}
             Err(error) => return Err(JoinError::Council(error)),
@@ -415,5 +490,56 @@ mod tests {
             objects.list(&SERVERS, None, Page::default()).await.unwrap().items.len(),
             1
         );
+    }
+
+    #[tokio::test]
+    async fn a_server_that_came_back_keeps_its_entry_and_its_key() {
+        let objects = objects();
+        let token = issue(&objects, "a", "us").await;
+        let (_, csr) = generate_csr("x").unwrap();
+        asked(&objects, (&token, &csr, "us-1"), &founders(), START)
+            .await
+            .unwrap();
+        for (old, new, now) in [(4, 9, 5), (5, 9, 9), (5, 10, 9)] {
+            succeed(&objects, "us-1", old, new).await.unwrap();
+            let stored = objects
+                .get(&Address::global("us-1").key(SERVERS))
+                .await
+                .unwrap()
+                .unwrap();
+            let server: Server = serde_json::from_slice(&stored.value).unwrap();
+            assert_eq!(server.spec.id, now, "{old} to {new}");
+        }
+        retire(&objects, "us-1", 5).await.unwrap();
+        let revoked = objects.list(&REVOKED_KEYS, None, Page::default()).await.unwrap();
+        assert!(revoked.items.is_empty(), "the old id has gone, the server has not");
+        succeed(&objects, "nobody", 5, 9).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_key_of_a_removed_server_makes_no_other_and_that_of_a_refused_one_does() {
+        let objects = objects();
+        let (_, csr) = generate_csr("x").unwrap();
+        let revoked = || async {
+            let list = objects.list(&REVOKED_KEYS, None, Page::default()).await.unwrap();
+            list.items.into_iter().map(|stored| stored.name).collect::<Vec<_>>()
+        };
+        let members = founders();
+        let token = issue(&objects, "a", "us").await;
+        asked(&objects, (&token, &csr, "us-1"), &members, START).await.unwrap();
+        withdraw(&objects, "us-1", 5).await.unwrap();
+        assert_eq!(revoked().await, Vec::<String>::new());
+        let spec = asked(&objects, (&token, &csr, "us-1"), &members, START).await.unwrap();
+        retire(&objects, "us-1", 4).await.unwrap();
+        assert_eq!(revoked().await, Vec::<String>::new(), "another id");
+        retire(&objects, "us-1", 5).await.unwrap();
+        assert_eq!(revoked().await, [spec.key_sha256]);
+        let fresh = issue(&objects, "b", "us").await;
+        let refused = asked(&objects, (&fresh, &csr, "us-2"), &members, START).await;
+        assert!(matches!(refused, Err(JoinError::KeyRevoked)), "{refused:?}");
+        let (_, other) = generate_csr("x").unwrap();
+        asked(&objects, (&fresh, &other, "us-2"), &members, START)
+            .await
+            .unwrap();
     }
 }

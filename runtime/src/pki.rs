@@ -11,6 +11,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use hanse_api::Timestamp;
 use hanse_api::intent::KeyPair;
@@ -194,6 +195,12 @@ pub fn csr_key_sha256(csr_pem: &str) -> Result<String, PkiError> {
     Ok(sha256_hex(csr.public_key.der_bytes()))
 }
 
+/// SHA-256 of the public key in a certificate, as [`csr_key_sha256`] has it of the request for one.
+pub fn cert_key_sha256(cert: &CertificateDer<'_>) -> Result<String, PkiError> {
+    let (_, cert) = X509Certificate::from_der(cert).map_err(fault("reading a certificate"))?;
+    Ok(sha256_hex(&cert.public_key().subject_public_key.data))
+}
+
 /// A bare key pair: private key as PKCS#8 PEM in `key`, public key as SPKI PEM in `cert`.
 pub fn generate_key_pair() -> Result<KeyPair, PkiError> {
     let key = RcgenKey::generate().map_err(fault("making a key"))?;
@@ -279,7 +286,6 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use x509_parser::prelude::*;
 
     const NOW: Timestamp = Timestamp::from_millis(1_790_000_000_000);
 
@@ -303,6 +309,10 @@ mod tests {
             csr_key_sha256(&csr_for_key("x", &key).unwrap()).unwrap()
         );
         assert!(csr_key_sha256("nonsense").is_err());
+        let ca = Ca::generate("test", 10, NOW).unwrap();
+        let cert = ca.sign_csr(&csr, &LeafSpec::default(), NOW).unwrap();
+        let cert = &load_certs(&cert).unwrap()[0];
+        assert_eq!(cert_key_sha256(cert).unwrap(), csr_key_sha256(&csr).unwrap());
     }
 
     #[test]

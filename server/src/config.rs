@@ -107,9 +107,21 @@ pub struct RaftSection {
     /// and a random time on top: 1.2 to 1.6 s by default.
     #[serde(default = "default_election_ms")]
     pub election_ms: u64,
+    /// MiB of a snapshot that are sent to one server in a second, so that other traffic between regions keeps its share; 0: as many
+    /// as go through.
+    #[serde(default)]
+    pub snapshot_mib_per_second: u32,
     /// Whether this server came to a system that was there (`hanse server join`): it then never forms one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub joins: bool,
+    /// Whether this server comes back under a new id by itself when it finds that it lost log entries; otherwise it stops, and its
+    /// operator does that.
+    #[serde(default = "default_rejoin", skip_serializing_if = "Clone::clone")]
+    pub rejoin: bool,
+}
+
+pub(crate) const fn default_rejoin() -> bool {
+    true
 }
 
 const fn default_heartbeat_ms() -> u64 {

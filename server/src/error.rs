@@ -40,6 +40,15 @@ pub enum ServerError {
         #[source]
         source: hanse_runtime::BoxError,
     },
+    /// Log entries are missing, or the store is damaged, and the server did not come back as a new one.
+    #[error("this server lost data, and does not come back under a new id: {why}")]
+    Lost {
+        /// Why not, and what to do.
+        why: String,
+        /// What is missing.
+        #[source]
+        source: Box<ServerError>,
+    },
     /// A backup is unfit.
     #[error("{}", path.display())]
     Backup {
@@ -62,7 +71,7 @@ impl ServerError {
     pub const fn retryable(&self) -> bool {
         match self {
             Self::Config(_) | Self::File { .. } | Self::Backup { .. } | Self::Restore(_) => false,
-            Self::Listen { .. } | Self::Part { .. } | Self::Task(_) => true,
+            Self::Listen { .. } | Self::Part { .. } | Self::Lost { .. } | Self::Task(_) => true,
         }
     }
 

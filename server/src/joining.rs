@@ -168,6 +168,8 @@ pub fn config(joined: &Joined, tls: TlsConfig, data_dir: &Path, listen: IpAddr) 
             heartbeat_ms: place.heartbeat_ms,
             election_ms: place.election_ms,
             joins: true,
+            rejoin: crate::config::default_rejoin(),
+            snapshot_mib_per_second: 0,
         },
         tunnel: TunnelSection {
             listen: bind(&own.tunnel)?,

@@ -6,7 +6,8 @@
 //! - [`readiness`] says when a server that was started may take users.
 //! - [`backup`] takes backups while the server runs, [`restore`] makes a data directory of one, [`inbox`] receives what is
 //!   put back into the running store.
-//! - [`joining`] takes new servers in, and is what they ask; `membership` follows who the members are.
+//! - [`joining`] takes new servers in, and is what they ask; `membership` follows who the members are; `rejoin` lets a server
+//!   that lost log entries come back as a new one.
 //! - [`status`] is the live status of all servers for the gateway.
 //! - [`store_role`] is the store alone, in the place of etcd; `store_members` sees to its members.
 
@@ -20,6 +21,7 @@ pub mod joining;
 mod membership;
 pub mod node;
 pub mod readiness;
+mod rejoin;
 pub mod restore;
 mod signals;
 pub mod status;

@@ -1,13 +1,15 @@
 //! What follows the members of the cluster: the entries of servers that were removed go, and a new server tells how far it is.
 
-use hanse_api::kinds::SERVERS;
+use hanse_api::kinds::{REVOKED_KEYS, SERVERS};
 use hanse_api::resources::{Seat, Server};
+use hanse_consensus::replace::successor;
 use hanse_consensus::{Change, ConsensusError, GroupId, Node, NodeId, Refusal, Roster};
 use hanse_gateway::ChangeFault;
+use hanse_regions::joining::{retire, succeed};
 use hanse_runtime::BoxError;
 use hanse_runtime::clock::{SharedClock, timeout};
 use hanse_runtime::supervisor::chain;
-use hanse_state::objects::{ObjectError, Objects, Op, Page, Stored};
+use hanse_state::objects::{Objects, Page, Stored};
 use hanse_state::{Store as _, StoreError};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 /// How often the council's leader looks for entries of servers that were removed.
 const SWEEP: Duration = Duration::from_secs(2);
-/// How often a new server looks how far it is.
+/// How often a new server looks how far it is, and any which keys are revoked.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// A server's place. Pure.
@@ -31,6 +33,11 @@ pub(crate) fn seat(roster: &Roster, id: NodeId) -> Seat {
 /// Removes the server called so from all groups, and then its entry. This server, when it is the one, has left by then and can
 /// write nothing any more: the others' [`sweep`] takes its entry out.
 pub(crate) async fn remove(node: &Node, objects: &Objects, name: &str, id: NodeId) -> Result<(), ChangeFault> {
+    // Its entry may still say the id under which it lost log entries.
+    if let Err(error) = node.catch_up().await {
+        tracing::debug!(error = chain(&error), "this server does not see the newest members");
+    }
+    let id = successor(&node.roster(), id).unwrap_or(id);
     tracing::info!(name, id, "a server is to be removed");
     match node.change(Change::Remove(id)).await {
         // One that never became a member, or is none any more, has an entry only.
@@ -40,7 +47,7 @@ pub(crate) async fn remove(node: &Node, objects: &Objects, name: &str, id: NodeI
     if id == node.id() {
         return Ok(());
     }
-    let gone = hanse_regions::joining::withdraw(objects, name, id).await;
+    let gone = retire(objects, name, id).await;
     gone.map_err(|error| {
         tracing::warn!(
             name,
@@ -76,21 +83,21 @@ fn fault(error: ConsensusError) -> ChangeFault {
     }
 }
 
-/// Entries of servers that were removed, as operations that take them out. Pure.
-fn left_over(entered: &[Stored], removed: &BTreeSet<NodeId>) -> Vec<Op> {
-    let is_gone = |stored: &&Stored| {
-        let server: Result<Server, _> = serde_json::from_slice(&stored.value);
-        server.is_ok_and(|server| removed.contains(&server.spec.id))
+/// Servers that are entered and are members no more by the ids in their entries: their names and those ids, and the ids under which
+/// they came back, if they did. Pure.
+fn left_over(entered: &[Stored], removed: &BTreeSet<NodeId>, now: &Roster) -> Vec<(String, NodeId, Option<NodeId>)> {
+    let gone = |stored: &Stored| {
+        let server: Server = serde_json::from_slice(&stored.value).ok()?;
+        let id = server.spec.id;
+        removed
+            .contains(&id)
+            .then(|| (stored.name.clone(), id, successor(now, id)))
     };
-    let op = |stored: &Stored| Op::Delete {
-        key: hanse_state::objects::ObjectKey::new(&SERVERS, &stored.namespace, &stored.name),
-        expected: stored.revision,
-    };
-    entered.iter().filter(is_gone).map(op).collect()
+    entered.iter().filter_map(gone).collect()
 }
 
 /// Takes the entries of removed servers out, while this server leads the council: so they go also when whoever asked for the
-/// removal did not come to it.
+/// removal did not come to it. Those of servers that came back under another id get that.
 pub(crate) async fn sweep(
     node: Node,
     objects: Objects,
@@ -115,14 +122,51 @@ pub(crate) async fn sweep(
                 continue;
             }
         };
-        for op in left_over(&entered, &removed) {
-            match objects.commit(vec![op]).await {
-                Ok(_) | Err(ObjectError::Failed { .. }) => {}
-                Err(error) => tracing::debug!(%error, "the entry of a removed server stays for a moment"),
+        for (name, id, successor) in left_over(&entered, &removed, &node.roster()) {
+            if let Some(new) = successor {
+                match succeed(&objects, &name, id, new).await {
+                    Ok(()) => tracing::info!(
+                        name,
+                        id,
+                        new,
+                        "a server that lost log entries is entered under its new id"
+                    ),
+                    Err(error) => tracing::debug!(name, %error, "the entry of a server keeps its old id for a moment"),
+                }
+                continue;
+            }
+            // As long as a group has it, it must be heard: it may have to hand that group over.
+            if !node.is_out(id).await {
+                continue;
+            }
+            if let Err(error) = retire(&objects, &name, id).await {
+                tracing::debug!(name, %error, "the entry of a removed server stays for a moment");
             }
         }
     }
     Ok(())
+}
+
+/// Tells consensus which keys are refused, by what is applied here.
+pub(crate) async fn refuse_revoked(
+    node: Node,
+    objects: Objects,
+    clock: SharedClock,
+    stop: CancellationToken,
+) -> Result<(), BoxError> {
+    loop {
+        let page = Page {
+            local: true,
+            ..Page::default()
+        };
+        match objects.list(&REVOKED_KEYS, None, page).await {
+            Ok(list) => node.revoke(list.items.into_iter().map(|stored| stored.name).collect()),
+            Err(error) => tracing::debug!(%error, "the revoked keys cannot be listed"),
+        }
+        if timeout(clock.as_ref(), LOOK, stop.cancelled()).await.is_ok() {
+            return Ok(());
+        }
+    }
 }
 
 /// Tells in the log how far this server is, until it votes or stops.
@@ -176,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn only_entries_of_removed_servers_go() {
+    fn only_entries_of_removed_servers_go_and_those_that_came_back_get_their_new_ids() {
         let entry = |name: &str, id: u64| {
             let mut server = Server::default();
             server.spec.id = id;
@@ -190,10 +234,16 @@ mod tests {
         };
         let mut broken = entry("broken", 2);
         broken.value = Bytes::from_static(b"{");
-        let ops = left_over(&[entry("a", 1), entry("b", 2), broken], &BTreeSet::from([2, 9]));
-        let [Op::Delete { key, expected: 7 }] = &ops[..] else {
-            panic!("{ops:?}")
+        let back = RaftSeat {
+            replaces: 3,
+            ..RaftSeat::default()
         };
-        assert_eq!(key.name, "b");
+        let now = Roster {
+            seats: BTreeMap::from([(1, RaftSeat::default()), (10, back)]),
+            ..Roster::default()
+        };
+        let entered = [entry("a", 1), entry("b", 2), entry("c", 3), broken];
+        let gone = left_over(&entered, &BTreeSet::from([2, 3, 9]), &now);
+        assert_eq!(gone, [("b".to_owned(), 2, None), ("c".to_owned(), 3, Some(10))]);
     }
 }

@@ -9,17 +9,18 @@ use crate::inbox::Inbox;
 use crate::joining::{Common, Door};
 use crate::membership;
 use crate::readiness::await_agents;
+use crate::rejoin;
 use crate::signals;
 use crate::status::{self, LiveStatus};
 use hanse_api::resources::ServerSpec;
-use hanse_consensus::{Member, Node, NodeConfig, NodeParts, Settings, TlsPem};
+use hanse_consensus::{Member, Node, NodeConfig, NodeParts, Rejoin, Settings, TlsPem};
 use hanse_gateway::{AuditSinkFiles, AuditSinks, Gateway, GatewayParts, Limits, LoginLimits, Oidc, OidcFiles, Rate};
 use hanse_regions::author::author;
 use hanse_regions::bootstrap::{AdminSeed, Seed, bootstrap};
 use hanse_regions::{Regions, RegionsParts};
 use hanse_runtime::clock::{SharedClock, SystemClock};
 use hanse_runtime::meter;
-use hanse_runtime::pki::{Ca, load_certs, load_key, sha256_hex};
+use hanse_runtime::pki::{Ca, cert_key_sha256, load_certs, load_key, sha256_hex};
 use hanse_runtime::rng::{SharedRng, SystemRng};
 use hanse_runtime::seal::Sealer;
 use hanse_runtime::shutdown::Shutdown;
@@ -65,7 +66,7 @@ struct Secrets {
 
 /// Runs the server of the configuration at `path` until SIGTERM, SIGINT or a fault. A second signal ends it at once.
 pub async fn run(path: &Path) -> Result<(), ServerError> {
-    let config: ServerConfig = hanse_runtime::config::load(path)?;
+    let mut config: ServerConfig = hanse_runtime::config::load(path)?;
     telemetry::init(config.log_format);
     let machine = Machine {
         clock: SystemClock::shared(),
@@ -75,10 +76,18 @@ pub async fn run(path: &Path) -> Result<(), ServerError> {
     };
     let _lock = files::lock_data_dir(&config.data_dir)?;
     files::check_free_space(&config.data_dir)?;
-    let gateway_listener = bind(config.gateway.listen, "the HTTPS gateway", "gateway.listen").await?;
-    let raft_listener = bind(config.raft.listen, "Raft", "raft.listen").await?;
+    config = rejoin::resume(config)?;
     let secrets = read_secrets(&config)?;
-    let (node, engine) = start_node(&config, &machine, &secrets, raft_listener).await?;
+    let (gateway_listener, node, engine) = match begin(&config, &machine, &secrets).await {
+        Err(error) if rejoin::is_loss(&error) => {
+            let Some(renewed) = come_back(config, &machine, &secrets, error).await? else {
+                return Ok(());
+            };
+            config = renewed;
+            begin(&config, &machine, &secrets).await?
+        }
+        begun => begun?,
+    };
     let outcome = serve(&config, &machine, secrets, (&node, engine), gateway_listener).await;
     // Consensus hands leadership over by itself when its phase comes.
     machine.supervisor.shut_down(PHASE_LIMIT).await;
@@ -88,6 +97,53 @@ pub async fn run(path: &Path) -> Result<(), ServerError> {
         .supervisor
         .failure()
         .map_or(Ok(()), |failure| Err(ServerError::Task(failure)))
+}
+
+/// Listens, and starts consensus.
+async fn begin(
+    config: &ServerConfig,
+    machine: &Machine,
+    secrets: &Secrets,
+) -> Result<(TcpListener, Node, SharedEngine), ServerError> {
+    let gateway_listener = bind(config.gateway.listen, "the HTTPS gateway", "gateway.listen").await?;
+    let raft_listener = bind(config.raft.listen, "Raft", "raft.listen").await?;
+    let (node, engine) = start_node(config, machine, secrets, raft_listener).await?;
+    Ok((gateway_listener, node, engine))
+}
+
+/// Asks the others for a new id, as data is missing or damaged here, and puts what is left aside. Gives the configuration by which to start
+/// under that id; nothing if the server was told to stop.
+async fn come_back(
+    config: ServerConfig,
+    machine: &Machine,
+    secrets: &Secrets,
+    loss: ServerError,
+) -> Result<Option<ServerConfig>, ServerError> {
+    tracing::error!(error = chain(&loss), id = config.id, "data is missing or damaged");
+    let stays = |why: String, loss: ServerError| ServerError::Lost {
+        why,
+        source: Box::new(loss),
+    };
+    if let Some(why) = rejoin::may_ask(&config)? {
+        return Err(stays(why.to_string(), loss));
+    }
+    let own = config.own_member().map(|member| member.raft.clone());
+    let asked = Rejoin {
+        old: config.id,
+        name: config.name.clone(),
+        address: own.unwrap_or_default(),
+        members: founders(&config),
+        tls: tls_pem(secrets),
+        settings: settings(&config),
+    };
+    let stop = machine.supervisor.shutdown_token();
+    tokio::select! {
+        ended = signals::wait_for_the_end(&stop) => ended.map(|()| None),
+        joined = asked.run(&machine.clock, rejoin::PATIENCE) => match joined {
+            Ok(joined) => rejoin::take(config, &joined).map(Some),
+            Err(error) => Err(stays(chain(&error), loss)),
+        },
+    }
 }
 
 async fn bind(address: SocketAddr, what: &'static str, key: &'static str) -> Result<TcpListener, ServerError> {
@@ -129,18 +185,9 @@ async fn start_node(
         listen: config.raft.listen.to_string(),
         addresses: BTreeMap::new(),
         data_dir: config.data_dir.join("raft"),
-        tls: TlsPem {
-            ca: secrets.ca_pem.clone(),
-            cert: secrets.cert_pem.clone(),
-            key: secrets.key_pem.clone(),
-        },
+        tls: tls_pem(secrets),
         members: founders(config),
-        settings: Settings {
-            heartbeat: Duration::from_millis(config.raft.heartbeat_ms),
-            election_min: Duration::from_millis(config.raft.election_ms),
-            election_max: Duration::from_millis(config.raft.election_ms.saturating_mul(2)),
-            ..Settings::default()
-        },
+        settings: settings(config),
         version: VERSION.to_owned(),
     };
     let parts = NodeParts {
@@ -156,6 +203,24 @@ async fn start_node(
     let disk = files::DataDisk(config.data_dir.clone());
     node.watch_disk(disk, files::FREE_SPACE_LOW, &machine.supervisor);
     Ok((node, engine))
+}
+
+fn tls_pem(secrets: &Secrets) -> TlsPem {
+    TlsPem {
+        ca: secrets.ca_pem.clone(),
+        cert: secrets.cert_pem.clone(),
+        key: secrets.key_pem.clone(),
+    }
+}
+
+fn settings(config: &ServerConfig) -> Settings {
+    Settings {
+        heartbeat: Duration::from_millis(config.raft.heartbeat_ms),
+        election_min: Duration::from_millis(config.raft.election_ms),
+        election_max: Duration::from_millis(config.raft.election_ms.saturating_mul(2)),
+        snapshot_rate: u64::from(config.raft.snapshot_mib_per_second) << 20,
+        ..Settings::default()
+    }
 }
 
 /// The servers that the system starts with, as consensus knows them.
@@ -186,7 +251,7 @@ async fn serve(
     let signer = Arc::new(Signer::new(&credentials().map_err(part("the tunnel"))?).map_err(part("the tunnel"))?);
     let door = door(config, machine, (node, &objects), &secrets.sealer);
     let events = Events {
-        etcd: counted_routes(machine, node),
+        etcd: counted_routes(config, machine, node),
         objects: objects.clone(),
         ca: secrets.ca,
         clock: Arc::clone(&machine.clock),
@@ -237,7 +302,7 @@ async fn serve(
     });
     let first = events.regions.set(regions).is_ok();
     debug_assert!(first, "the controllers are started once");
-    form(config, machine, node, &objects);
+    form(config, machine, (node, &objects), &secrets.cert_pem);
     signals::wait_for_the_end(&machine.supervisor.shutdown_token()).await
 }
 
@@ -286,12 +351,13 @@ fn backups(
 }
 
 /// The tenants' way into the store, and everything that the store counts among the process' metrics.
-fn counted_routes(machine: &Machine, node: &Node) -> tonic::service::Routes {
+fn counted_routes(config: &ServerConfig, machine: &Machine, node: &Node) -> tonic::service::Routes {
     let (routes, calls) = hanse_state::etcd::counted_routes(node.tenants());
-    let counted = node.clone();
-    machine
-        .metrics
-        .gather(move || [counted.families(), calls.families().into(), meter::process()].concat());
+    let (counted, data_dir) = (node.clone(), config.data_dir.clone());
+    machine.metrics.gather(move || {
+        let own = rejoin::families(&data_dir);
+        [counted.families(), calls.families().into(), meter::process(), own].concat()
+    });
     routes
 }
 
@@ -393,14 +459,16 @@ fn follow_members(machine: &Machine, node: &Node, objects: &Objects) {
     let kind = TaskKind::BestEffort;
     let sweep = membership::sweep(node.clone(), objects.clone(), clock(), stop(kind));
     spawn(kind, "entries of removed servers", Box::pin(sweep));
+    let revoked = membership::refuse_revoked(node.clone(), objects.clone(), clock(), stop(kind));
+    spawn(kind, "revoked keys", Box::pin(revoked));
     let progress = membership::tell_progress(node.clone(), clock(), stop(kind));
     spawn(kind, "progress", Box::pin(progress));
 }
 
 /// Becomes part of the cluster and makes sure of the first objects, while everything else already answers that it waits.
-fn form(config: &ServerConfig, machine: &Machine, node: &Node, objects: &Objects) {
+fn form(config: &ServerConfig, machine: &Machine, (node, objects): (&Node, &Objects), cert_pem: &str) {
     follow_members(machine, node, objects);
-    let (seed, node, objects) = (seed(config), node.clone(), objects.clone());
+    let (seed, node, objects) = (seed(config, cert_pem), node.clone(), objects.clone());
     let joins = config.raft.joins;
     let (clock, rng) = (Arc::clone(&machine.clock), Arc::clone(&machine.rng));
     let stop = machine.supervisor.shutdown_token();
@@ -427,8 +495,10 @@ fn form(config: &ServerConfig, machine: &Machine, node: &Node, objects: &Objects
         });
 }
 
-fn seed(config: &ServerConfig) -> Seed {
+fn seed(config: &ServerConfig, cert_pem: &str) -> Seed {
     let own = config.own_member();
+    let chain = load_certs(cert_pem).unwrap_or_default();
+    let key_sha256 = chain.first().and_then(|cert| cert_key_sha256(cert).ok());
     let admin = config
         .bootstrap
         .admin_key_id
@@ -442,6 +512,7 @@ fn seed(config: &ServerConfig) -> Seed {
             gateway: own.map(|m| m.gateway.clone()).unwrap_or_default(),
             raft: own.map(|m| m.raft.clone()).unwrap_or_default(),
             tunnel: own.map(|m| m.tunnel.clone()).unwrap_or_default(),
+            key_sha256: key_sha256.unwrap_or_default(),
         },
         admin: admin.map(|(id, hash)| AdminSeed {
             user: ADMIN_USER.to_owned(),

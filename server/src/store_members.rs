@@ -69,14 +69,14 @@ fn refused(error: ConsensusError) -> MemberRefused {
     };
     tracing::warn!(%refusal, "a change of the members is refused");
     let fault = match &refusal {
-        Refusal::NoSuchMember { .. } => MemberFault::NotFound,
+        Refusal::NoSuchMember { .. } | Refusal::Gone { .. } | Refusal::Foreign { .. } => MemberFault::NotFound,
         Refusal::IdUsed { .. } => MemberFault::IdExists,
         Refusal::AddressTaken { .. } => MemberFault::UrlExists,
         Refusal::NotLearner { .. } => MemberFault::NotLearner,
         Refusal::Behind { .. } => MemberFault::NotReady,
         Refusal::TooManyLearners => MemberFault::TooManyLearners,
         Refusal::Unstarted { .. } => MemberFault::NotEnoughStarted,
-        Refusal::Unreachable { .. } => MemberFault::Unhealthy,
+        Refusal::Unreachable { .. } | Refusal::Alive { .. } => MemberFault::Unhealthy,
     };
     MemberRefused::fault(fault, refusal)
 }

@@ -469,6 +469,62 @@ fn a_snapshot_takes_the_contents_place() {
     );
 }
 
+/// More keys than go into memory at once, so that they are read in one thread and entered in another.
+#[test]
+fn many_keys_of_several_spaces_are_there_after_a_restart() {
+    const KEYS: u32 = 9_500;
+    let engine = memory();
+    let before = machine(&engine);
+    let grant = Op::LeaseGrant(command::LeaseGrant {
+        id: 7,
+        ttl_seconds: 3600,
+    });
+    before
+        .apply(vec![Machine::command(0, &space(0), None, grant)], None)
+        .unwrap();
+    let put = |key: u32, value: u8, lease: i64| {
+        let name = [b"k".as_slice(), &key.to_be_bytes()].concat();
+        pb::RequestOp {
+            request: Some(Request::RequestPut(pb::PutRequest {
+                key: name.into(),
+                value: vec![value].into(),
+                lease,
+                ..Default::default()
+            })),
+        }
+    };
+    for (tenant, value, every) in [(0, 1, 1), (1, 2, 1), (0, 3, 3), (0, 4, 17)] {
+        let lease = if value == 4 { 7 } else { 0 };
+        let puts: Vec<_> = (0..KEYS).step_by(every).map(|key| put(key, value, lease)).collect();
+        let txn = |success: &[pb::RequestOp]| {
+            let success = success.to_vec();
+            Machine::command(
+                0,
+                &space(tenant),
+                None,
+                Op::Txn(pb::TxnRequest {
+                    success,
+                    ..Default::default()
+                }),
+            )
+        };
+        before.apply(puts.chunks(100).map(txn).collect(), None).unwrap();
+    }
+    let after = machine(&engine);
+    assert_eq!(hashes(&after), hashes(&before));
+    for revision in [2, 50, 100, 200, before.revision()] {
+        assert_eq!(read(&after, revision), read(&before, revision), "at {revision}");
+    }
+    // What the lease holds is known again: it goes with it.
+    let revoke = Machine::command(0, &space(0), None, Op::LeaseRevoke(command::LeaseRevoke { id: 7 }));
+    assert_eq!(
+        after.apply(vec![revoke.clone()], None),
+        before.apply(vec![revoke], None)
+    );
+    let left = read(&after, after.revision()).unwrap().len();
+    assert_eq!(left as u32, KEYS - KEYS.div_ceil(17));
+}
+
 #[test]
 fn a_command_of_a_newer_format_stops_the_machine() {
     let engine = memory();

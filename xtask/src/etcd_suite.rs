@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::kube_tools::{self, Versions, folder, go_build};
+use crate::kube_tools::{self, Apart, Versions, folder, go_build};
 use crate::step::Step;
 use crate::{cache, cargo, packages, root};
 
@@ -57,40 +57,23 @@ fn build_hanse() -> Result<()> {
 /// Finds the suite and etcdutl, which other tests run too, or builds them, and leads the link `etcd-suite` to them.
 pub(crate) fn ensure() -> Result<PathBuf> {
     let step = Step::start("etcd's tests", "");
-    let parent = cache::root()?.join("kube-tools");
-    let key = Versions::read()?.etcd_suite_key();
-    let lacks = |dir: &Path| {
-        !["common.test", "etcdutl"]
-            .iter()
-            .all(|name| dir.join("bin").join(name).is_file())
+    let suite = Apart {
+        key: &Versions::read()?.etcd_suite_key(),
+        programs: &["common.test", "etcdutl"],
+        takes: "2 minutes",
     };
-    if lacks(&parent.join(&key)) {
-        let entry = cache::Entry::lock(&parent, &key, || step.say("another build runs, waiting"))?;
-        if lacks(entry.dir()) {
-            let log = parent.join(format!("{key}.log"));
-            step.say(&format!("building, 2 minutes on two cores; log: {}", log.display()));
-            step.log_to(&log);
-            let out = entry.scratch()?.join("out");
-            let bin = out.join("bin");
-            fs::create_dir_all(&bin).with_context(|| format!("create {}", bin.display()))?;
-            let module = folder().join("etcd-suite");
-            step.run(&mut go_build(
-                &module,
-                "",
-                &bin.join("etcdutl"),
-                "go.etcd.io/etcd/etcdutl/v3",
-            ))?;
-            let mut tests = Command::new("go");
-            tests.current_dir(&module).env("CGO_ENABLED", "0").env_remove("GOFLAGS");
-            tests.args(["test", "-mod=readonly", "-tags", "e2e", "-c", "-o"]);
-            tests.arg(bin.join("common.test")).arg(format!("{MODULE}/common"));
-            step.run(&mut tests)?;
-            entry.publish(&out)?;
-        }
-    }
-    cache::relink(&parent.join("etcd-suite"), Path::new(&key))?;
-    let dir = parent.join(key);
-    step.finish(&format!("in {}", dir.display()));
+    let module = folder().join("etcd-suite");
+    let (dir, how) = suite.ensure(&step, |bin| {
+        let etcdutl = "go.etcd.io/etcd/etcdutl/v3";
+        step.run(&mut go_build(&module, "", &bin.join("etcdutl"), etcdutl))?;
+        let mut tests = Command::new("go");
+        tests.current_dir(&module).env("CGO_ENABLED", "0").env_remove("GOFLAGS");
+        tests.args(["test", "-mod=readonly", "-tags", "e2e", "-c", "-o"]);
+        tests.arg(bin.join("common.test")).arg(format!("{MODULE}/common"));
+        step.run(&mut tests)
+    })?;
+    cache::relink(&dir.with_file_name("etcd-suite"), Path::new(suite.key))?;
+    step.finish(&format!("{how} {}", dir.display()));
     Ok(dir)
 }
 

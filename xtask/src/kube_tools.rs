@@ -32,6 +32,8 @@ pub(crate) struct Versions {
     etcd: String,
     /// Of a client; no part of what `up` needs.
     pub(crate) vcluster: String,
+    /// Of etcd's own load.
+    etcd_benchmark: String,
     recipe: u32,
 }
 
@@ -48,6 +50,7 @@ impl Versions {
             kwok,
             etcd,
             vcluster: _,
+            etcd_benchmark: _,
             recipe,
         } = self;
         cache::file_name(&format!("kubernetes-{kubernetes}-kwok-{kwok}-etcd-{etcd}-r{recipe}"))
@@ -56,6 +59,11 @@ impl Versions {
     /// Key of etcd's own tests.
     pub(crate) fn etcd_suite_key(&self) -> String {
         cache::file_name(&format!("etcd-suite-{}", self.etcd))
+    }
+
+    /// Key of etcd's own load.
+    pub(crate) fn etcd_benchmark_key(&self) -> String {
+        cache::file_name(&format!("etcd-benchmark-{}", self.etcd_benchmark))
     }
 
     /// Key of the clients that only tests run.
@@ -179,6 +187,51 @@ fn build(step: &Step, versions: &Versions, scratch: &Path) -> Result<PathBuf> {
     Ok(out)
 }
 
+/// Programs from pinned modules in a folder of their own, built once per machine when something asks for them.
+pub(crate) struct Apart<'a> {
+    /// Of the folder in the cache, with the versions.
+    pub(crate) key: &'a str,
+    /// What must be in its `bin`.
+    pub(crate) programs: &'a [&'a str],
+    /// How long a build takes, for whoever waits.
+    pub(crate) takes: &'a str,
+}
+
+impl Apart<'_> {
+    fn lacks(&self, dir: &Path) -> bool {
+        !self.programs.iter().all(|name| dir.join("bin").join(name).is_file())
+    }
+
+    /// Finds the programs, or has them built into the folder that `build` is given. Answers their folder and which it was.
+    pub(crate) fn ensure(
+        &self,
+        step: &Step,
+        build: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<(PathBuf, &'static str)> {
+        let parent = cache::root()?.join("kube-tools");
+        let dir = parent.join(self.key);
+        if !self.lacks(&dir) {
+            return Ok((dir, "found"));
+        }
+        let entry = cache::Entry::lock(&parent, self.key, || step.say("another build runs, waiting"))?;
+        if !self.lacks(entry.dir()) {
+            return Ok((dir, "found"));
+        }
+        let log = parent.join(format!("{}.log", self.key));
+        let takes = self.takes;
+        step.say(&format!("building, {takes} on two cores; log: {}", log.display()));
+        step.log_to(&log);
+        let out = entry.scratch()?.join("out");
+        let bin = out.join("bin");
+        fs::create_dir_all(&bin).with_context(|| format!("create {}", bin.display()))?;
+        build(&bin)?;
+        if self.lacks(&out) {
+            bail!("the build left not all of {}", self.programs.join(", "));
+        }
+        Ok((entry.publish(&out)?, "built"))
+    }
+}
+
 pub(crate) fn go_build(module: &Path, stamp: &str, out: &Path, package: &str) -> Command {
     let mut go = Command::new("go");
     go.current_dir(module).env("CGO_ENABLED", "0").env_remove("GOFLAGS");
@@ -244,6 +297,8 @@ mod tests {
         for part in ["tests", "etcdutl"] {
             assert!(suite.contains(&format!("go.etcd.io/etcd/{part}/v3 {}", versions.etcd)));
         }
+        let load = fs::read_to_string(folder().join("etcd-benchmark/go.mod")).unwrap();
+        assert!(load.contains(&format!("go.etcd.io/etcd/v3 {}", versions.etcd_benchmark)));
         // The libraries of release v1.x.y are published as v0.x.y.
         let libraries = versions.kubernetes.replacen("v1.", "v0.", 1);
         let replaced = kube.lines().filter(|l| l.contains(" => "));
@@ -258,6 +313,7 @@ mod tests {
             kwok: "v0.4.0".into(),
             etcd: "v3.5.6".into(),
             vcluster: "v0.1.0".into(),
+            etcd_benchmark: "v3.5.0".into(),
             recipe: 7,
         };
         assert_eq!(versions.key(), "kubernetes-v1.2.3-kwok-v0.4.0-etcd-v3.5.6-r7");

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod api_docs;
 mod bench;
 mod cache;
 mod check;
@@ -14,9 +15,11 @@ mod etcd_suite;
 mod kube_clients;
 mod kube_tools;
 mod layers;
+mod load;
 mod oidc_provider;
 mod packages;
 mod rocksdb;
+mod soak;
 mod source;
 mod step;
 mod tidy;
@@ -54,6 +57,10 @@ enum Task {
         /// A pattern of Go's test names [default: those that must pass]
         pattern: Option<String>,
     },
+    /// Write the reference of the management API into docs/api
+    ApiDocs,
+    /// Run kube-apiserver on `hanse store` under load while members are killed: minutes
+    Soak(soak::Options),
     /// Build the store library into the cache and lead cargo to it
     Rocksdb,
     /// Build kube-apiserver, kubectl, kwok, etcd and the like into the cache; print the folder
@@ -75,6 +82,8 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// The management API beside kube-apiserver on etcd: the same load in turns
+    Api(bench::ApiOptions),
 }
 
 fn main() -> ExitCode {
@@ -96,7 +105,12 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench {
             what: Bench::Store { args },
         } => bench::store(&args)?,
+        Task::Bench {
+            what: Bench::Api(options),
+        } => bench::api(&options)?,
         Task::EtcdSuite { pattern } => etcd_suite::run(pattern.as_deref())?,
+        Task::ApiDocs => api_docs::write()?,
+        Task::Soak(options) => soak::run(&options)?,
         Task::Rocksdb => {
             packages::install()?;
             rocksdb::ensure()?;
@@ -143,7 +157,22 @@ mod tests {
     /// What is typed wrong is refused before the first build, which takes minutes.
     #[test]
     fn options_are_read_before_anything_is_built() {
-        for wrong in [&["up", "--tenant"][..], &["up", "eu"], &["test", "--fast"], &["tset"]] {
+        for wrong in [
+            &["up", "--tenant"][..],
+            &["up", "eu"],
+            &["test", "--fast"],
+            &["tset"],
+            &["soak", "--minutes", "0"],
+            &["soak", "--minutes", "ten"],
+            &["soak", "--between", "1"],
+            &["bench", "api", "--runs", "0"],
+            &["bench", "api", "--seconds", "0.1"],
+            &["bench", "api", "--clients", "1001"],
+            &["bench", "api", "--objects", "50000"],
+            &["bench", "api", "--watchers", "many"],
+            &["bench", "api", "--rate", "0"],
+            &["bench", "api", "--nodes", "2"],
+        ] {
             let parsed = Cli::try_parse_from([&["xtask"], wrong].concat());
             assert!(parsed.is_err(), "{wrong:?} was taken");
         }
@@ -168,6 +197,9 @@ mod tests {
         ]);
         let expected = ["--package=hanse-state", "--test=store", "mvcc", "--", "--nocapture"];
         assert!(matches!(&test, Ok(Task::Test(choice)) if choice.args() == expected));
+        let bench = parse(&["bench", "api", "--nodes", "3", "--seconds", "0.5", "--only", "list of"]);
+        let expected = ["--seconds=0.5", "--nodes=3", "--only=list of"];
+        assert!(matches!(&bench, Ok(Task::Bench { what: Bench::Api(options) }) if options.args() == expected));
         assert!(matches!(parse(&["test"]), Ok(Task::Test(all)) if all.args() == ["--workspace"]));
     }
 }

@@ -89,7 +89,8 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(binary)
 }
 
-fn target_dir() -> Result<PathBuf> {
+/// Where cargo puts what it builds.
+pub(crate) fn target_dir() -> Result<PathBuf> {
     let output = Command::new(cargo())
         .args(["metadata", "--no-deps", "--format-version", "1"])
         .current_dir(root())

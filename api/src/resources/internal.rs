@@ -105,6 +105,19 @@ pub struct JoinTokenUse {
     pub id: u64,
 }
 
+/// The key of a server that was removed; the object's name is the SHA-256 of the public key, in lower-case hex.
+pub type RevokedKey = Object<RevokedKeySpec, ()>;
+
+/// Whose key it was.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RevokedKeySpec {
+    /// Name of the server.
+    pub server: String,
+    /// Its id.
+    pub id: u64,
+}
+
 /// The lease under which one server runs the controllers of a region; the object's name is the region's.
 pub type RegionLease = Object<RegionLeaseSpec, ()>;
 

@@ -4,6 +4,7 @@ pub mod access_key;
 pub mod cluster;
 pub mod identity;
 pub mod internal;
+pub mod oidc;
 pub mod project;
 pub mod region;
 pub mod secret;
@@ -16,8 +17,9 @@ pub use cluster::{Cluster, ClusterSpec, ClusterStatus};
 pub use identity::{Identity, IdentitySpec, LoginGrant, LoginGrantSpec, SpentLogin, SpentLoginSpec};
 pub use internal::{
     EnrolmentToken, EnrolmentTokenSpec, IntentObject, JoinToken, JoinTokenSpec, JoinTokenUse, RegionLease,
-    RegionLeaseSpec, StoreLimits, TenantStore, TenantStoreSpec,
+    RegionLeaseSpec, RevokedKey, RevokedKeySpec, StoreLimits, TenantStore, TenantStoreSpec,
 };
+pub use oidc::{OidcClient, OidcClientSpec, OidcGrant, OidcGrantSpec, OidcKey, OidcKeySpec};
 pub use project::{Project, ProjectSpec, ProjectStatus};
 pub use region::{Region, RegionSpec, RegionStatus};
 pub use secret::{ProjectSecret, SecretSpec, SharedSecret};

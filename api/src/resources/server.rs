@@ -21,6 +21,9 @@ pub struct ServerSpec {
     pub raft: String,
     /// `host:port` (UDP) of its tunnel endpoint.
     pub tunnel: String,
+    /// SHA-256 of its public key, in lower-case hex: refused once it is removed.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub key_sha256: String,
 }
 
 /// State of one Raft group on one server.

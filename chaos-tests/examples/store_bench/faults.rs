@@ -1,9 +1,10 @@
 //! `kill -9` of the leader of three, and a restart with many keys.
 
-use crate::cluster::{Cluster, Peer, Programs};
-use crate::load::Figures;
 use crate::works::{fill, put};
 use anyhow::{Context as _, Result, ensure};
+use hanse_chaos_tests::bench::Figures;
+use hanse_chaos_tests::bench::usage::{Used, memory_mib};
+use hanse_chaos_tests::store_cluster::{Cluster, Peer, Programs};
 use hanse_state::pb::kv_client::KvClient;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ pub async fn leader_kills(peer: Peer, programs: &Programs, kills: usize) -> Resu
         cluster.launch(leader)?;
         cluster.answers().await?;
     }
-    Ok(Figures::of(times, Duration::from_secs(1), 0, Duration::ZERO))
+    Ok(Figures::of(times, Duration::from_secs(1), 0, Used::default()))
 }
 
 async fn resumes(cluster: &Cluster, member: usize) -> Result<()> {
@@ -69,7 +70,7 @@ pub struct Bulk {
 pub async fn bulk(peer: Peer, programs: &Programs, keys: u64) -> Result<Bulk> {
     let mut cluster = Cluster::start(peer, programs, 1).await?;
     fill(&cluster, "/bulk/", keys).await?;
-    let memory_mib = cluster.memory();
+    let memory_mib = memory_mib(&cluster.processes());
     cluster.kill(0)?;
     let begun = Instant::now();
     cluster.launch(0)?;

@@ -1,7 +1,7 @@
 //! `hanse store` and etcd side by side: the same load, flags, file system and machine, in turns, in one run.
 //!
 //! ```text
-//! cargo xtask bench store [--runs N] [--seconds S] [--kills N] [--keys N]
+//! cargo xtask bench store [--runs N] [--seconds S] [--kills N] [--keys N] [--hindered-only]
 //! ```
 //!
 //! builds both and runs this with their paths. Both answer a write when a majority has it on disk (fdatasync). Figures are of
@@ -9,8 +9,8 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::print_stderr, reason = "a program")]
 
-mod cluster;
 mod faults;
+mod foreign;
 mod hindered;
 mod load;
 mod report;
@@ -19,12 +19,11 @@ mod works;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
-use cluster::{Cluster, Peer, Programs};
-use load::{Figures, Window};
-use report::{Line, Report};
+use hanse_chaos_tests::bench::table::{machine, version};
+use hanse_chaos_tests::bench::{Figures, Line, Window};
+use hanse_chaos_tests::store_cluster::{Cluster, Peer, Programs};
+use report::Report;
 use std::path::PathBuf;
-use std::process::Command;
-use std::time::Duration;
 use works::{WORKS, Work};
 
 #[derive(Parser)]
@@ -36,6 +35,9 @@ struct Options {
     /// The etcd program
     #[arg(long)]
     etcd: PathBuf,
+    /// etcd's own load, called benchmark
+    #[arg(long)]
+    benchmark: PathBuf,
     /// Where the table and the plot go
     #[arg(long)]
     out: PathBuf,
@@ -57,9 +59,12 @@ struct Options {
     /// How often the leader of three is killed; 0: not
     #[arg(long, default_value_t = 20)]
     kills: usize,
-    /// Leave out puts while leadership moves and while a follower stands still
+    /// Leave out puts while something is in their way: leadership that moves, a slow link or disk, a stopped follower
     #[arg(long)]
     unhindered: bool,
+    /// Only those; into store-hindered.md, so that the whole table stays
+    #[arg(long, conflicts_with_all = ["unhindered", "members"])]
+    hindered_only: bool,
     /// Keys for the look at memory and restart; 0: not
     #[arg(long, default_value_t = 1_000_000)]
     keys: u64,
@@ -81,32 +86,38 @@ async fn main() -> Result<()> {
     let works: Vec<Work> = WORKS
         .iter()
         .filter(|w| options.members.is_none_or(|n| n == w.nodes) && w.title.contains(&options.only))
+        .filter(|_| !options.hindered_only)
         .copied()
         .collect();
-    ensure!(!works.is_empty(), "no work has that title and number of members");
+    ensure!(
+        options.hindered_only || !works.is_empty(),
+        "no work has that title and number of members"
+    );
     let mut report = Report {
         preface: preface(&options, &programs)?,
         lines: works.iter().map(line).collect(),
         ..Report::default()
     };
-    for run in 0..options.runs {
+    // Without works there is nothing to run in turns.
+    for run in (0..options.runs).take_while(|_| !works.is_empty()) {
         for nodes in [1, 3] {
             for peer in turn(run) {
                 println!("run {}, {nodes} members, {}", run + 1, peer.name());
-                all_works(&mut report, peer, nodes, &programs, options.seconds).await?;
+                all_works((&mut report, &works), peer, nodes, &programs, &options).await?;
             }
         }
     }
     if !options.unhindered && options.members != Some(1) {
-        report.hindered = hindered::all(&programs, window(options.seconds)).await?;
+        let only = if options.hindered_only { &options.only } else { "" };
+        report.hindered = hindered::all(&programs, Window::of_seconds(options.seconds), only).await?;
     }
-    if options.kills > 0 {
+    if options.kills > 0 && !options.hindered_only {
         println!("kill -9 of the leader, {} times each", options.kills);
         let etcd = faults::leader_kills(Peer::Etcd, &programs, options.kills).await?;
         let ours = faults::leader_kills(Peer::Hanse, &programs, options.kills).await?;
         report.kills = Some((options.kills, etcd, ours));
     }
-    if options.keys > 0 {
+    if options.keys > 0 && !options.hindered_only {
         println!("{} keys on one member", options.keys);
         let etcd = faults::bulk(Peer::Etcd, &programs, options.keys).await?;
         let ours = faults::bulk(Peer::Hanse, &programs, options.keys).await?;
@@ -114,13 +125,6 @@ async fn main() -> Result<()> {
     }
     print!("{}", report.markdown());
     report.write(&options.out)
-}
-
-fn window(seconds: f64) -> Window {
-    Window {
-        warm_up: Duration::from_secs(1),
-        counted: Duration::from_secs_f64(seconds),
-    }
 }
 
 /// The machine warms up, caches fill: nobody always begins.
@@ -136,29 +140,38 @@ fn line(work: &Work) -> Line {
     Line {
         title: work.title.to_owned(),
         nodes: work.nodes,
-        work: Some(*work),
-        etcd: Vec::new(),
-        hanse: Vec::new(),
+        aim: work.aim,
+        ..Line::default()
     }
 }
 
 /// All works of `nodes` members, on one fresh cluster.
-async fn all_works(report: &mut Report, peer: Peer, nodes: usize, programs: &Programs, seconds: f64) -> Result<()> {
-    if report.lines.iter().all(|line| line.nodes != nodes) {
+async fn all_works(
+    (report, works): (&mut Report, &[Work]),
+    peer: Peer,
+    nodes: usize,
+    programs: &Programs,
+    options: &Options,
+) -> Result<()> {
+    if works.iter().all(|work| work.nodes != nodes) {
         return Ok(());
     }
-    let window = window(seconds);
+    let window = Window::of_seconds(options.seconds);
     let cluster = Cluster::start(peer, programs, nodes).await?;
-    for line in report.lines.iter_mut().filter(|line| line.nodes == nodes) {
-        let Some(work) = line.work else { continue };
-        let run = work.run(&cluster, window).await;
+    for (line, work) in report
+        .lines
+        .iter_mut()
+        .zip(works)
+        .filter(|(_, work)| work.nodes == nodes)
+    {
+        let run = work.run(&cluster, &options.benchmark, window).await;
         let figures: Figures = run.with_context(|| format!("{}, {nodes} members, {}", work.title, peer.name()))?;
         println!(
             "  {:<26} {:>9.0}/s  p50 {:>7.2} ms  p99 {:>7.2} ms",
             work.title, figures.per_second, figures.p50, figures.p99
         );
         match peer {
-            Peer::Etcd => line.etcd.push(figures),
+            Peer::Etcd => line.peer.push(figures),
             Peer::Hanse => line.hanse.push(figures),
         }
     }
@@ -166,27 +179,18 @@ async fn all_works(report: &mut Report, peer: Peer, nodes: usize, programs: &Pro
 }
 
 fn preface(options: &Options, programs: &Programs) -> Result<Vec<String>> {
-    let first = |program: &PathBuf, args: &[&str]| {
-        let output = Command::new(program).args(args).output();
-        let output = output.with_context(|| format!("run {}", program.display()))?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        Ok::<_, anyhow::Error>(text.lines().next().unwrap_or_default().to_owned())
-    };
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name"));
-    let cpu = cpu.map_or("unknown", |name| name.trim_start_matches([':', ' ', '\t']));
+    let runs = if options.hindered_only { 1 } else { options.runs };
     Ok(vec![
         format!(
             "- {} beside {}, with the same flags.",
-            first(&programs.hanse, &["version"])?,
-            first(&programs.etcd, &["--version"])?
+            version(&programs.hanse, &["version"])?,
+            version(&programs.etcd, &["--version"])?
         ),
-        format!("- {cores} cores ({cpu}), shared by load and servers; one disk for all members."),
+        format!("- {}; one disk for all members.", machine()),
         format!(
-            "- {} runs of {} s for each work after 1 s of warming up; values of {} bytes.",
-            options.runs,
+            "- {runs} runs of {} s for each work after {} s of warming up; values of {} bytes.",
             options.seconds,
+            Window::of_seconds(options.seconds).warm_up.as_secs_f64(),
             works::VALUE
         ),
     ])

@@ -1,14 +1,17 @@
 //! What is asked of the stores, and what Hanse aims at beside etcd.
 
-use crate::cluster::Cluster;
-use crate::load::{AsyncAsk, Client, Figures, Window, closed_loop};
+use crate::foreign::{self, Deed};
+use crate::load::{Client, closed_loop};
 use crate::watch;
 use anyhow::{Context as _, Result, ensure};
+use hanse_chaos_tests::bench::{Aim, Ask, Figures, Window};
+use hanse_chaos_tests::store_cluster::Cluster;
 use hanse_state::pb;
 use hanse_state::pb::kv_client::KvClient;
 use hanse_state::pb::request_op::Request;
 use rand::Rng as _;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Mutex;
 use tonic::Status;
 
@@ -44,21 +47,17 @@ pub enum Kind {
     List,
     /// Watchers of one prefix; events per second are given.
     Watch(u32),
-}
-
-/// Ratios of Hanse to etcd; none where only the figure is wanted.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Aim {
-    /// At least so many times the throughput.
-    pub throughput: Option<f64>,
-    /// At most so many times the 99th percentile.
-    pub p99: Option<f64>,
-    /// At most so many times the servers' processor time for each answer.
-    pub cpu: Option<f64>,
+    /// By etcd's own load.
+    Foreign(Deed),
 }
 
 const fn aim(throughput: Option<f64>, p99: Option<f64>, cpu: Option<f64>) -> Aim {
-    Aim { throughput, p99, cpu }
+    Aim {
+        throughput,
+        p99,
+        cpu,
+        memory: None,
+    }
 }
 
 const fn work(title: &'static str, nodes: usize, kind: Kind, clients: usize, aim: Aim) -> Work {
@@ -90,6 +89,15 @@ pub const WORKS: &[Work] = &[
     ),
     work("100 watchers, 1,000/s", 1, Kind::Watch(1000), 100, NO_WORSE),
     work("1,000 watchers, 100/s", 1, Kind::Watch(100), 1000, NO_WORSE),
+    work("benchmark put, 256 clients", 1, Kind::Foreign(Deed::Put), 256, NO_AIM),
+    work(
+        "benchmark txn-put, 256 clients",
+        1,
+        Kind::Foreign(Deed::TxnPut),
+        256,
+        NO_AIM,
+    ),
+    work("benchmark range, 64 clients", 1, Kind::Foreign(Deed::Range), 64, NO_AIM),
     work("put, 1 client", 3, Kind::Put, 1, NO_AIM),
     work(
         "put, 64 clients",
@@ -110,11 +118,22 @@ pub const WORKS: &[Work] = &[
     ),
     work("100 watchers, 1,000/s", 3, Kind::Watch(1000), 100, NO_WORSE),
     work("1,000 watchers, 100/s", 3, Kind::Watch(100), 1000, NO_WORSE),
+    work("benchmark put, 256 clients", 3, Kind::Foreign(Deed::Put), 256, NO_AIM),
+    work(
+        "benchmark txn-put, 256 clients",
+        3,
+        Kind::Foreign(Deed::TxnPut),
+        256,
+        NO_AIM,
+    ),
+    work("benchmark range, 64 clients", 3, Kind::Foreign(Deed::Range), 64, NO_AIM),
 ];
 
 impl Work {
-    pub async fn run(&self, cluster: &Cluster, window: Window) -> Result<Figures> {
+    /// `benchmark` is the program of etcd's own load.
+    pub async fn run(&self, cluster: &Cluster, benchmark: &Path, window: Window) -> Result<Figures> {
         match self.kind {
+            Kind::Foreign(deed) => foreign::run(benchmark, cluster, deed, self.clients, window.counted).await,
             Kind::Put => closed_loop(cluster, self.clients, window, Puts).await,
             Kind::Range => closed_loop(cluster, self.clients, window, Ranges).await,
             Kind::List => {
@@ -160,7 +179,9 @@ fn get(key: &str) -> pb::RangeRequest {
 
 pub struct Puts;
 
-impl AsyncAsk for Puts {
+impl Ask<Client> for Puts {
+    type Error = Status;
+
     async fn ask(&self, client: &mut Client) -> Result<(), Status> {
         let key = key("/put/", client.rng.random_range(0..KEYS));
         let request = put(key, value(&mut client.rng));
@@ -170,7 +191,9 @@ impl AsyncAsk for Puts {
 
 struct Ranges;
 
-impl AsyncAsk for Ranges {
+impl Ask<Client> for Ranges {
+    type Error = Status;
+
     async fn ask(&self, client: &mut Client) -> Result<(), Status> {
         let request = get(&key("/put/", client.rng.random_range(0..KEYS)));
         KvClient::new(client.channel.clone()).range(request).await.map(|_| ())
@@ -179,7 +202,9 @@ impl AsyncAsk for Ranges {
 
 struct Lists;
 
-impl AsyncAsk for Lists {
+impl Ask<Client> for Lists {
+    type Error = Status;
+
     async fn ask(&self, client: &mut Client) -> Result<(), Status> {
         let request = pb::RangeRequest {
             range_end: "/list0".into(),
@@ -216,7 +241,9 @@ impl Updates {
     }
 }
 
-impl AsyncAsk for Updates {
+impl Ask<Client> for Updates {
+    type Error = Status;
+
     async fn ask(&self, client: &mut Client) -> Result<(), Status> {
         let number = client.number as u64 * self.share + client.rng.random_range(0..self.share);
         let key = key("/put/", number);

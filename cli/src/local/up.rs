@@ -231,12 +231,16 @@ impl<'a> Up<'a> {
                 break;
             }
             waiting = left;
+            let mut ended = 0;
             for one in &mut started {
-                if let Err(error) = one.check() {
-                    if !self.has_left(one.region()).await {
-                        return Err(error);
-                    }
-                    waiting.retain(|(name, ..)| name != one.region());
+                let Err(error) = one.check() else { continue };
+                ended += 1;
+                let undecided = !one.region().is_empty() && ended < regions.len() && clock.mono() < end;
+                match self.has_left(one.region()).await {
+                    Some(true) => waiting.retain(|(name, ..)| name != one.region()),
+                    // One that was removed may end before the others have elected a leader and can say so.
+                    None if undecided => {}
+                    Some(false) | None => return Err(error),
                 }
             }
             let names: Vec<&str> = waiting.iter().map(|(name, ..)| name.as_str()).collect();
@@ -324,7 +328,7 @@ impl<'a> Up<'a> {
             let http = Http::new(BaseUrl::parse(&region.url())?, &ca, None, clock.clone())?;
             let server = Service::in_region(&self.installation.layout, &region.name, Role::Server);
             while let Err(why) = ready(&http, "/readyz").await {
-                if server.running().is_none() && self.has_left(&region.name).await {
+                if server.running().is_none() && self.has_left(&region.name).await == Some(true) {
                     let text = "has no server of its own any more: it was removed from the system";
                     self.app.output.note(&format!("region {} {text}", region.name));
                     break;
@@ -342,11 +346,12 @@ impl<'a> Up<'a> {
         Ok(())
     }
 
-    /// Whether the system has no server of this region any more, by what the others say. Such a server stops by itself.
-    async fn has_left(&self, region: &str) -> bool {
-        let servers: Vec<Value> = self.management.list(&SERVERS, None).await.unwrap_or_default();
+    /// Whether the system has no server of this region any more, by what the others say; nothing while they say nothing. Such a
+    /// server stops by itself.
+    async fn has_left(&self, region: &str) -> Option<bool> {
+        let servers: Vec<Value> = self.management.list(&SERVERS, None).await.ok()?;
         let mut regions = servers.iter().map(|server| tenant::text(server, "/spec/region"));
-        !region.is_empty() && !servers.is_empty() && !regions.any(|one| one == region)
+        (!servers.is_empty()).then(|| !region.is_empty() && !regions.any(|one| one == region))
     }
 
     /// Waits until the administrator's key is known: it is entered after the first election.

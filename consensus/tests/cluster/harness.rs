@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,7 +26,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 /// For whatever should happen soon; generous, because test machines are slow and busy.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(120);
 
 pub fn now() -> Timestamp {
     use hanse_runtime::clock::Clock;
@@ -198,6 +198,14 @@ impl Cluster {
             .memory
             .as_ref()
             .map(|_| Arc::new(MemoryEngine::new()) as SharedEngine);
+    }
+
+    /// The machine of `old` is from now on that of `new`, without data.
+    pub fn renumber(&mut self, old: NodeId, new: NodeId) {
+        let machine = self.machines.remove(&old).unwrap();
+        self.machines.insert(new, machine);
+        self.founders.remove(&old);
+        self.wipe(new);
     }
 
     /// Starts a server, as its process would: opens the engine, listens, joins.
@@ -375,7 +383,14 @@ pub struct Link {
     pub address: SocketAddr,
     /// Connections that were made through it.
     pub connections: Arc<AtomicUsize>,
+    /// Bytes that went through it to its target.
+    pub bytes: Arc<AtomicU64>,
+    /// A connection breaks when so many have gone through since the last one broke.
+    pub breaks_after: Arc<AtomicU64>,
+    /// It is cut when so many have gone through.
+    pub cuts_at: Arc<AtomicU64>,
     cut: watch::Sender<bool>,
+    mute: watch::Sender<bool>,
     /// Counts up to end the connections that there are.
     broken: watch::Sender<u32>,
     listening: tokio::task::AbortHandle,
@@ -388,17 +403,28 @@ impl Link {
         let (state, connections) = (cut.subscribe(), Arc::<AtomicUsize>::default());
         let (count, broken) = (Arc::clone(&connections), watch::Sender::new(0));
         let breaks = broken.clone();
+        let (bytes, breaks_after) = (Arc::<AtomicU64>::default(), Arc::new(AtomicU64::new(u64::MAX)));
+        let (cuts_at, mute) = (Arc::new(AtomicU64::new(u64::MAX)), watch::Sender::new(false));
+        let answers = mute.subscribe();
+        let meter = Meter {
+            bytes: Arc::clone(&bytes),
+            breaks_after: Arc::clone(&breaks_after),
+            broke_at: Arc::default(),
+            cuts_at: Arc::clone(&cuts_at),
+            cut: cut.clone(),
+        };
         let listening = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::SeqCst);
-                let (state, mut broken) = (state.clone(), breaks.subscribe());
+                let (state, answers, mut broken) = (state.clone(), answers.clone(), breaks.subscribe());
+                let meter = meter.clone();
                 tokio::spawn(async move {
                     open(&state).await?;
                     let far = TcpStream::connect(target).await.ok()?;
                     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
                     tokio::select! {
-                        _ = pump(near_in, far_out, state.clone()) => {}
-                        _ = pump(far_in, near_out, state) => {}
+                        _ = pump(near_in, far_out, vec![state.clone()], Some(meter)) => {}
+                        _ = pump(far_in, near_out, vec![state, answers], None) => {}
                         _ = broken.changed() => {}
                     }
                     Some(())
@@ -408,7 +434,11 @@ impl Link {
         Self {
             address,
             connections,
+            bytes,
+            breaks_after,
+            cuts_at,
             cut,
+            mute,
             broken,
             listening: listening.abort_handle(),
         }
@@ -427,18 +457,58 @@ impl Link {
     pub fn cut(&self, cut: bool) {
         self.cut.send_replace(cut);
     }
+
+    /// Holds back what the other side answers.
+    pub fn mute(&self, mute: bool) {
+        self.mute.send_replace(mute);
+    }
 }
 
 async fn open(state: &watch::Receiver<bool>) -> Option<()> {
     state.clone().wait_for(|cut| !cut).await.ok().map(|_| ())
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, state: watch::Receiver<bool>) -> Option<()> {
+/// Counts what goes through a link, breaks a connection every so many bytes, and cuts the link after so many.
+#[derive(Clone)]
+struct Meter {
+    bytes: Arc<AtomicU64>,
+    breaks_after: Arc<AtomicU64>,
+    broke_at: Arc<AtomicU64>,
+    cuts_at: Arc<AtomicU64>,
+    cut: watch::Sender<bool>,
+}
+
+impl Meter {
+    /// None: the connection breaks.
+    fn count(&self, more: usize) -> Option<()> {
+        let bytes = self.bytes.fetch_add(more as u64, Ordering::SeqCst) + more as u64;
+        if bytes >= self.cuts_at.load(Ordering::SeqCst) {
+            self.cut.send_replace(true);
+        }
+        if bytes - self.broke_at.load(Ordering::SeqCst) < self.breaks_after.load(Ordering::SeqCst) {
+            return Some(());
+        }
+        self.broke_at.store(bytes, Ordering::SeqCst);
+        None
+    }
+}
+
+async fn pump(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    states: Vec<watch::Receiver<bool>>,
+    meter: Option<Meter>,
+) -> Option<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let read = from.read(&mut buffer).await.ok().filter(|read| *read > 0)?;
-        open(&state).await?;
+        for state in &states {
+            open(state).await?;
+        }
         to.write_all(&buffer[..read]).await.ok()?;
+        if let Some(meter) = &meter {
+            meter.count(read)?;
+        }
     }
 }
 

@@ -8,6 +8,8 @@ mod forwarding;
 mod harness;
 mod membership;
 mod partitions;
+mod rejoin;
+mod snapshots;
 mod vacancy;
 mod writers;
 
@@ -409,6 +411,39 @@ async fn only_servers_of_our_ca_get_in() {
         Tls::new(&agent, "x").is_err(),
         "an agent's certificate is refused before it is used"
     );
+}
+
+#[tokio::test]
+async fn a_revoked_key_is_heard_no_more_also_on_a_connection_that_is_there() {
+    use hanse_consensus::codec::pb;
+    use hanse_runtime::pki::{cert_key_sha256, load_certs};
+    let cluster = Cluster::start(1, false, Settings::default()).await;
+    let url = format!("https://{}", cluster.machines[&1].member.address);
+    let client = |pem: &hanse_consensus::TlsPem| {
+        let tls = Tls::new(pem, "x").unwrap();
+        let endpoint = tonic::transport::Endpoint::from_shared(url.clone()).unwrap();
+        let channel = tls.secure(endpoint, "s1").unwrap().connect_lazy();
+        pb::consensus_client::ConsensusClient::new(channel)
+    };
+    let (removed, other) = (
+        leaf(&cluster.ca, "hanse://server/x"),
+        leaf(&cluster.ca, "hanse://server/x"),
+    );
+    let (mut removed_client, mut other_client) = (client(&removed), client(&other));
+    let ask = || pb::ReadIndexRequest { group: 0 };
+    removed_client.read_index(ask()).await.unwrap();
+    other_client.read_index(ask()).await.unwrap();
+    let key = cert_key_sha256(&load_certs(&removed.cert).unwrap()[0]).unwrap();
+    cluster.processes[&1].node.revoke(BTreeSet::from([key]));
+    for mut refused in [removed_client.clone(), client(&removed)] {
+        let status = refused.read_index(ask()).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::PermissionDenied, "{status:?}");
+        let vote = refused.vote(pb::VoteRequest::default()).await.unwrap_err();
+        assert_eq!(vote.code(), tonic::Code::PermissionDenied, "{vote:?}");
+        // By this it learns that it was removed.
+        refused.status(pb::StatusRequest {}).await.unwrap();
+    }
+    other_client.read_index(ask()).await.unwrap();
 }
 
 #[tokio::test]

@@ -41,7 +41,7 @@ pub(crate) async fn voters(cluster: &Cluster, at: NodeId, wanted: &[NodeId]) {
 }
 
 /// Waits until the leader has written down that these servers hold data.
-async fn held(cluster: &Cluster, at: NodeId, ids: &[NodeId]) {
+pub(crate) async fn held(cluster: &Cluster, at: NodeId, ids: &[NodeId]) {
     wait_for("the notes of who holds data", || {
         let now = roster(cluster, at);
         ids.iter().all(|id| now.seats[id].held).then_some(())
@@ -50,14 +50,14 @@ async fn held(cluster: &Cluster, at: NodeId, ids: &[NodeId]) {
 }
 
 /// Writes one key after the other at one member; every single write must succeed.
-struct Strict {
+pub(crate) struct Strict {
     stop: Arc<AtomicBool>,
     done: Arc<Mutex<BTreeMap<String, i64>>>,
     lanes: Vec<tokio::task::JoinHandle<Result<(), String>>>,
 }
 
 impl Strict {
-    fn start(cluster: &Cluster, at: NodeId) -> Self {
+    pub(crate) fn start(cluster: &Cluster, at: NodeId) -> Self {
         let (stop, done) = (Arc::<AtomicBool>::default(), Arc::<Mutex<BTreeMap<_, _>>>::default());
         let lane = |lane: usize| {
             let (stop, done, store) = (Arc::clone(&stop), Arc::clone(&done), cluster.store(at, TENANTS));
@@ -82,12 +82,12 @@ impl Strict {
         self.done.lock().unwrap().len()
     }
 
-    async fn more(&self, n: usize) {
+    pub(crate) async fn more(&self, n: usize) {
         let until = self.count() + n;
         wait_for("writes", || (self.count() > until).then_some(())).await;
     }
 
-    async fn finish(self) -> BTreeMap<String, i64> {
+    pub(crate) async fn finish(self) -> BTreeMap<String, i64> {
         self.stop.store(true, Ordering::Relaxed);
         for lane in self.lanes {
             assert_eq!(lane.await.unwrap(), Ok(()), "a write failed");
@@ -97,7 +97,7 @@ impl Strict {
 }
 
 /// Every write is at the member, at the revision that was told.
-async fn has_all(cluster: &Cluster, at: NodeId, written: &BTreeMap<String, i64>) {
+pub(crate) async fn has_all(cluster: &Cluster, at: NodeId, written: &BTreeMap<String, i64>) {
     let store = cluster.store(at, TENANTS);
     cluster.get(at, "linearize").await.unwrap();
     for (key, revision) in written {

@@ -2,6 +2,8 @@
 
 use super::apply::{self, Apply, Managed};
 use super::backend::{Backend, failed};
+use super::delete::Place;
+use super::options::cause;
 use super::{Call, drop_nulls, fields, object, owners};
 use crate::answer;
 use crate::body::Response;
@@ -62,10 +64,7 @@ async fn insert(
         }
         match commit(backend, call, attempt, apply).await? {
             Committed::Done(created) => break created,
-            Committed::Taken(name) if !generated || tries >= TRIES => {
-                let names = call.kind.names();
-                return Err(Box::new(Status::already_exists(names.group, names.plural, &name)));
-            }
+            Committed::Taken(name) if !generated || tries >= TRIES => return Err(taken(backend, call, &name).await),
             Committed::Changed if tries >= TRIES => {
                 return Err(Box::new(Status::new(
                     Reason::Conflict,
@@ -81,16 +80,57 @@ async fn insert(
     Ok(created)
 }
 
-/// Refuses a body of another kind than that of the URL.
+/// Says that there is an object of that name, and whether it is about to go.
+async fn taken(backend: &Backend, call: &Call<'_>, name: &str) -> Box<Status> {
+    let names = call.kind.names();
+    let mut status = Status::already_exists(names.group, names.plural, name);
+    let place = Place {
+        kind: call.kind,
+        namespace: call.namespace(),
+        name,
+    };
+    if place
+        .read(backend)
+        .await
+        .is_ok_and(|(_, object)| object::is_terminating(&object))
+    {
+        status.message = format!("object is being deleted: {}", status.message);
+    }
+    Box::new(status)
+}
+
+/// Refuses a body of another type than that of the URL.
 pub(crate) fn check_type(call: &Call<'_>, object: &Value) -> Result<(), Box<Status>> {
+    check_version(call, object)?;
+    check_kind(call, object)
+}
+
+/// Refuses a body of another group or version than that of the URL.
+pub(crate) fn check_version(call: &Call<'_>, object: &Value) -> Result<(), Box<Status>> {
     let names = call.kind.names();
     let version = api_version(names);
-    for (field, want) in [("apiVersion", version.as_str()), ("kind", names.kind)] {
-        let have = object[field].as_str().unwrap_or_default();
-        if !have.is_empty() && have != want {
-            let message = format!("the {field} in the data ({have}) does not match the expected {field} ({want})");
-            return Err(Box::new(Status::new(Reason::BadRequest, message)));
-        }
+    let have = object["apiVersion"].as_str().unwrap_or_default();
+    if !have.is_empty() && have != version {
+        let message =
+            format!("the API version in the data ({have}) does not match the expected API version ({version})");
+        return Err(Box::new(Status::new(Reason::BadRequest, message)));
+    }
+    Ok(())
+}
+
+/// Refuses a body of another kind than that of the URL: a fault of the object, after those of its place.
+pub(crate) fn check_kind(call: &Call<'_>, object: &Value) -> Result<(), Box<Status>> {
+    let names = call.kind.names();
+    let have = object["kind"].as_str().unwrap_or_default();
+    if !have.is_empty() && have != names.kind {
+        let message = format!("Invalid value: {have:?}: must be {}", names.kind);
+        let faults = vec![cause("FieldValueInvalid", "kind", message)];
+        return Err(Box::new(Status::invalid(
+            names.group,
+            have,
+            object::name(object),
+            faults,
+        )));
     }
     Ok(())
 }
@@ -139,12 +179,8 @@ pub(crate) fn check_namespace(call: &Call<'_>, namespace: &str) -> Result<(), Bo
 
 fn invalid(call: &Call<'_>, name: &str, field: &str, reason: &str, message: &str) -> Box<Status> {
     let names = call.kind.names();
-    let cause = hanse_api::Cause {
-        reason: reason.into(),
-        message: message.into(),
-        field: field.into(),
-    };
-    Box::new(Status::invalid(names.group, names.kind, name, vec![cause]))
+    let faults = vec![cause(reason, field, message)];
+    Box::new(Status::invalid(names.group, names.kind, name, faults))
 }
 
 fn generate_name(rng: &dyn Rng, call: &Call<'_>, object: &mut Value) -> Result<(), Box<Status>> {

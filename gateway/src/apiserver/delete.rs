@@ -3,7 +3,7 @@
 
 use super::backend::{Backend, failed};
 use super::list::{Scope, collect};
-use super::options::{ListOptions, resource_version};
+use super::options::{ListOptions, cause, dry_run_fault, resource_version};
 use super::{Call, conflict, no_such, object};
 use crate::answer;
 use crate::body::Response;
@@ -191,34 +191,26 @@ fn options(call: &Call<'_>, body: &[u8]) -> Result<Options, Box<Status>> {
         Sent::deserialize(value).map_err(|e| bad(format!("the delete options cannot be read: {e}")))?
     };
     let dry_runs = sent.dry_run.unwrap_or_default();
-    if let Some(other) = dry_runs.iter().find(|d| *d != "All") {
-        let message = format!("invalid dryRun {other:?}: the only supported value is \"All\"");
-        return Err(bad(message));
-    }
+    let dry_runs: Vec<&str> = dry_runs.iter().map(String::as_str).collect();
     let Preconditions { uid, resource_version } = sent.preconditions.unwrap_or_default();
-    Ok(Options {
-        uid,
-        resource_version,
-        policy: policy(sent.propagation_policy.as_deref(), sent.orphan_dependents)?,
-        dry_run: call.dry_run || !dry_runs.is_empty(),
-    })
+    let policy = policy(sent.propagation_policy.as_deref(), sent.orphan_dependents);
+    match (policy, dry_run_fault(&dry_runs)) {
+        (Ok(policy), None) => Ok(Options {
+            uid,
+            resource_version,
+            policy,
+            dry_run: call.dry_run || !dry_runs.is_empty(),
+        }),
+        (policy, dry_run) => {
+            let faults = policy.err().into_iter().chain(dry_run).collect();
+            Err(Box::new(Status::invalid("meta.k8s.io", "DeleteOptions", "", faults)))
+        }
+    }
 }
 
 /// The policy, by its name or by the older flag.
-fn policy(named: Option<&str>, orphan: Option<bool>) -> Result<Option<Propagation>, Box<Status>> {
-    let fault = |reason: &str, message: String| {
-        let cause = Cause {
-            reason: reason.into(),
-            message,
-            field: "propagationPolicy".into(),
-        };
-        Err(Box::new(Status::invalid(
-            "meta.k8s.io",
-            "DeleteOptions",
-            "",
-            vec![cause],
-        )))
-    };
+fn policy(named: Option<&str>, orphan: Option<bool>) -> Result<Option<Propagation>, Cause> {
+    let fault = |reason: &str, message: String| Err(cause(reason, "propagationPolicy", message));
     match (named, orphan) {
         (Some(named), Some(_)) => fault(
             "FieldValueInvalid",
@@ -241,21 +233,21 @@ fn policy(named: Option<&str>, orphan: Option<bool>) -> Result<Option<Propagatio
 
 fn check(place: Place<'_>, options: &Options, stored: &Stored, current: &Value) -> Result<(), Box<Status>> {
     let uid = object::meta_text(current, "uid");
-    let wrong = |what: &str, want: &str, have: &str| {
-        let mut status = conflict(place.kind, place.name);
+    // Kubernetes names the kind here, and the resource in every other conflict.
+    let names = place.kind.names();
+    let wrong = |what: &str, want: &str, have: &str, perhaps: &str| {
+        let mut status = Status::conflict(names.group, names.kind, place.name);
         status.message = format!(
             "Operation cannot be fulfilled on {}.{} {:?}: the {what} in the precondition ({want}) does not match the {what} in \
-             record ({have}). The object might have been deleted and then recreated",
-            place.kind.names().plural,
-            place.kind.names().group,
-            place.name
+             record ({have}). The object might have been {perhaps}",
+            names.kind, names.group, place.name
         );
-        Err(status)
+        Err(Box::new(status))
     };
     match (&options.uid, &options.resource_version) {
-        (Some(want), _) if want != uid => wrong("UID", want, uid),
+        (Some(want), _) if want != uid => wrong("UID", want, uid, "deleted and then recreated"),
         (_, Some(want)) if resource_version(want) != Some(stored.revision) => {
-            wrong("ResourceVersion", want, &stored.revision.to_string())
+            wrong("ResourceVersion", want, &stored.revision.to_string(), "modified")
         }
         _ => Ok(()),
     }

@@ -99,7 +99,8 @@ fn resources(group: &str, version: &str) -> Value {
     json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list })
 }
 
-const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
+/// Verbs of `/status`.
+pub(crate) const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
 
 fn aggregated(groups: &[&str]) -> Value {
     let items: Vec<Value> = groups.iter().map(|g| aggregated_group(g)).collect();

@@ -3,7 +3,6 @@
 use super::negotiation::{content_type, decode};
 use super::{Call, schema};
 use crate::body::Response;
-use crate::query::Query;
 use hanse_api::status::{Cause, Reason, Status};
 use http::HeaderName;
 use http::header::HeaderValue;
@@ -31,17 +30,13 @@ pub(crate) enum Validation {
 }
 
 impl Validation {
-    /// Reads `fieldValidation`.
-    pub(crate) fn read(query: &Query) -> Result<Self, Box<Status>> {
-        match query.first("fieldValidation").unwrap_or_default() {
-            "" | "Warn" => Ok(Self::Warn),
-            "Ignore" => Ok(Self::Ignore),
-            "Strict" => Ok(Self::Strict),
-            other => {
-                let message =
-                    format!("invalid fieldValidation {other:?}: supported values are Ignore, Warn and Strict");
-                Err(Box::new(Status::new(Reason::BadRequest, message)))
-            }
+    /// The meaning of `fieldValidation`, if it has one.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        match text {
+            "" | "Warn" => Some(Self::Warn),
+            "Ignore" => Some(Self::Ignore),
+            "Strict" => Some(Self::Strict),
+            _ => None,
         }
     }
 }

@@ -5,7 +5,7 @@ pub(crate) mod backend;
 mod create;
 mod credentials;
 pub(crate) mod delete;
-mod discovery;
+pub(crate) mod discovery;
 mod fields;
 pub(crate) mod keys;
 mod list;
@@ -21,7 +21,7 @@ pub(crate) mod schema;
 mod sealed;
 mod selector;
 pub(crate) mod servers;
-mod special;
+pub(crate) mod special;
 mod table;
 mod update;
 mod watch;
@@ -42,6 +42,7 @@ use hanse_api::access::{Principal, Target};
 use hanse_api::status::{Reason, Status};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode, Uri};
+use options::WriteOptions;
 use serde_json::Value;
 pub(crate) use special::makes_credentials;
 use table::{Include, Shaper};
@@ -192,14 +193,16 @@ async fn resource(
     {
         return Err(not_allowed());
     }
+    let is_apply = negotiation::content_type(request.headers) == apply::MEDIA;
+    let options = WriteOptions::read(request.query, &info.verb, is_apply)?;
     let call = Call {
         kind,
         info,
         query: request.query,
         headers: request.headers,
         principal: request.principal,
-        dry_run: dry_run(request.query)?,
-        validation: Validation::read(request.query)?,
+        dry_run: options.dry_run,
+        validation: options.validation,
         own_only,
     };
     let read = body::read(request.headers, request.body, request.body_limit);
@@ -252,18 +255,6 @@ pub(crate) fn target(info: &RequestInfo) -> Target<'_> {
         namespace: Some(info.namespace.as_str()).filter(|s| !s.is_empty()),
         name: Some(info.name.as_str()).filter(|s| !s.is_empty()),
     }
-}
-
-fn dry_run(query: &Query) -> Result<bool, Box<Status>> {
-    let mut any = false;
-    for value in query.all("dryRun") {
-        if value != "All" {
-            let message = format!("invalid dryRun {value:?}: the only supported value is \"All\"");
-            return Err(Box::new(Status::new(Reason::BadRequest, message)));
-        }
-        any = true;
-    }
-    Ok(any)
 }
 
 fn documents(backend: &Backend, path: &str, request: &ApiRequest<'_>) -> Result<Response, Box<Status>> {

@@ -4,6 +4,7 @@
 //! through this one. Typed access is for the rules of each kind.
 
 use hanse_api::Timestamp;
+use hanse_api::name;
 use hanse_api::ownership::{self, FINALIZER_FOREGROUND, FINALIZER_ORPHAN};
 use hanse_api::status::Cause;
 use serde_json::{Map, Value, json};
@@ -193,27 +194,23 @@ pub(crate) fn meta_faults(object: &Value) -> Vec<Cause> {
             ));
         }
     }
-    for (key, why) in super::selector::label_faults(&meta["labels"]) {
-        faults.push(fault(
-            format!("metadata.labels[{key}]"),
-            format!("Invalid value: {why}"),
-        ));
-    }
+    faults.extend(named_faults(meta));
     let size: usize = meta["annotations"]
         .as_object()
         .map(|m| m.iter().map(|(k, v)| k.len() + v.as_str().map_or(0, str::len)).sum())
         .unwrap_or_default();
     if size > MAX_ANNOTATIONS {
-        faults.push(fault(
-            "metadata.annotations".into(),
-            format!("Too long: may not be more than {MAX_ANNOTATIONS} bytes"),
-        ));
+        faults.push(Cause {
+            reason: "FieldValueTooLong".into(),
+            message: format!("Too long: may not be more than {MAX_ANNOTATIONS} bytes"),
+            field: "metadata.annotations".into(),
+        });
     }
     let list = &meta["finalizers"];
     let good = list.is_null()
         || list
             .as_array()
-            .is_some_and(|f| f.len() <= MAX_FINALIZERS && f.iter().all(|x| x.as_str().is_some_and(|x| !x.is_empty())));
+            .is_some_and(|f| f.len() <= MAX_FINALIZERS && f.iter().all(Value::is_string));
     if !good {
         faults.push(fault(
             "metadata.finalizers".into(),
@@ -230,6 +227,33 @@ pub(crate) fn meta_faults(object: &Value) -> Vec<Cause> {
         ));
     }
     faults.extend(ownership::faults(&meta["ownerReferences"]));
+    faults
+}
+
+/// Names in `metadata` that are none: of labels and annotations, of what labels say, of finalizers. In Kubernetes' words.
+fn named_faults(meta: &Value) -> Vec<Cause> {
+    let of = |field: &str, bad: &str, why: Vec<String>| -> Vec<Cause> {
+        let cause = |why| Cause {
+            reason: "FieldValueInvalid".into(),
+            message: format!("Invalid value: {bad:?}: {why}"),
+            field: format!("metadata.{field}"),
+        };
+        why.into_iter().map(cause).collect()
+    };
+    let mut faults = Vec::new();
+    for (key, value) in meta["labels"].as_object().into_iter().flatten() {
+        faults.extend(of("labels", key, name::qualified_faults(key)));
+        let value = value.as_str().unwrap_or_default();
+        faults.extend(of("labels", value, name::label_value_faults(value)));
+    }
+    for key in meta["annotations"].as_object().into_iter().flat_map(Map::keys) {
+        // Here upper case does no harm.
+        faults.extend(of("annotations", key, name::qualified_faults(&key.to_lowercase())));
+    }
+    let finalizers = meta["finalizers"].as_array().into_iter().flatten();
+    for finalizer in finalizers.filter_map(Value::as_str).take(MAX_FINALIZERS) {
+        faults.extend(of("finalizers", finalizer, name::qualified_faults(finalizer)));
+    }
     faults
 }
 
@@ -318,6 +342,36 @@ mod tests {
             ["metadata.labels", "metadata.annotations", "metadata.finalizers"]
         );
         assert!(meta_faults(&stored()).is_empty());
+    }
+
+    #[test]
+    fn names_in_metadata_are_checked_by_the_rules_of_each_place() {
+        let fields = |meta: Value| -> Vec<String> {
+            let faults = meta_faults(&json!({ "metadata": meta }));
+            faults.into_iter().map(|f| f.field).collect()
+        };
+        let good = json!({
+            "labels": { "example.com/a": "", "b": "C" }, "annotations": { "Upper.Example/a": "any text!" },
+            "finalizers": ["hold", "example.com/hold"],
+        });
+        assert!(fields(good).is_empty());
+        for (meta, field) in [
+            (json!({ "labels": { "a b": "c" } }), "metadata.labels"),
+            (json!({ "labels": { "Upper.Example/a": "c" } }), "metadata.labels"),
+            (json!({ "labels": { "a": "-" } }), "metadata.labels"),
+            (json!({ "annotations": { "a/b/c": "d" } }), "metadata.annotations"),
+            (
+                json!({ "annotations": { "a": "x".repeat(MAX_ANNOTATIONS) } }),
+                "metadata.annotations",
+            ),
+            (json!({ "finalizers": ["no slash!"] }), "metadata.finalizers"),
+            (
+                json!({ "finalizers": vec!["a"; MAX_FINALIZERS + 1] }),
+                "metadata.finalizers",
+            ),
+        ] {
+            assert_eq!(fields(meta.clone()), [field], "{meta}");
+        }
     }
 
     #[test]

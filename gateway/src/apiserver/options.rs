@@ -1,11 +1,13 @@
 //! Parameters of lists and watches, and the token by which a list goes on.
 
+use super::fields::Validation;
 use super::selector::Selector;
 use crate::query::Query;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hanse_api::status::{Cause, Reason, Status};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::time::Duration;
 
 /// Which state a reader is content with.
@@ -106,18 +108,115 @@ impl ListOptions {
     }
 }
 
+/// Parameters of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WriteOptions {
+    /// Everything but the change itself.
+    pub(crate) dry_run: bool,
+    pub(crate) validation: Validation,
+}
+
+/// Longest name of a manager (as in Kubernetes).
+pub(crate) const MAX_MANAGER: usize = 128;
+
+impl WriteOptions {
+    /// Reads the parameters of what `verb` does, an apply or another patch among them. Kubernetes calls every fault by name;
+    /// what only reads has none.
+    pub(crate) fn read(query: &Query, verb: &str, is_apply: bool) -> Result<Self, Box<Status>> {
+        let validation = Validation::parse(query.first("fieldValidation").unwrap_or_default());
+        let dry_runs: Vec<&str> = query.all("dryRun").collect();
+        let kind = match verb {
+            "create" => "CreateOptions",
+            "update" => "UpdateOptions",
+            "patch" => "PatchOptions",
+            "delete" | "deletecollection" => "DeleteOptions",
+            _ => {
+                return Ok(Self {
+                    dry_run: false,
+                    validation: Validation::Ignore,
+                });
+            }
+        };
+        let mut faults = Vec::new();
+        if kind != "DeleteOptions" {
+            let manager = query.first("fieldManager").unwrap_or_default();
+            if kind == "PatchOptions" {
+                faults.extend(patch_fault(is_apply, manager, query.flag_if_given("force")));
+            }
+            faults.extend(manager_faults(manager));
+        }
+        faults.extend(dry_run_fault(&dry_runs));
+        if validation.is_none() && kind != "DeleteOptions" {
+            let given = query.first("fieldValidation").unwrap_or_default();
+            let message = format!(r#"Unsupported value: {given:?}: supported values: "", "Ignore", "Strict", "Warn""#);
+            faults.push(cause("FieldValueNotSupported", "fieldValidation", message));
+        }
+        if faults.is_empty() {
+            Ok(Self {
+                dry_run: !dry_runs.is_empty(),
+                validation: validation.unwrap_or(Validation::Warn),
+            })
+        } else {
+            Err(Box::new(Status::invalid("meta.k8s.io", kind, "", faults)))
+        }
+    }
+}
+
+fn patch_fault(is_apply: bool, manager: &str, force: Option<bool>) -> Option<Cause> {
+    match (is_apply, force) {
+        (true, _) if manager.is_empty() => Some(cause(
+            "FieldValueRequired",
+            "fieldManager",
+            "Required value: is required for apply patch",
+        )),
+        (false, Some(_)) => Some(cause(
+            "FieldValueForbidden",
+            "force",
+            "Forbidden: may not be specified for non-apply patch",
+        )),
+        _ => None,
+    }
+}
+
+fn manager_faults(manager: &str) -> Vec<Cause> {
+    let mut faults = Vec::new();
+    if manager.len() > MAX_MANAGER {
+        let message = format!("Too long: may not be more than {MAX_MANAGER} bytes");
+        faults.push(cause("FieldValueTooLong", "fieldManager", message));
+    } else if let Some((at, c)) = manager.char_indices().find(|(_, c)| c.is_control()) {
+        let message = format!(
+            "Invalid value: {manager:?}: invalid character U+{:04X} (at position {at})",
+            u32::from(c)
+        );
+        faults.push(cause("FieldValueInvalid", "fieldManager", message));
+    }
+    faults
+}
+
+/// The fault of a `dryRun` that is not `All`.
+pub(crate) fn dry_run_fault(given: &[&str]) -> Option<Cause> {
+    let message = format!(r#"Unsupported value: {}: supported values: "All""#, json!(given));
+    let is_bad = given.iter().any(|value| *value != "All");
+    is_bad.then(|| cause("FieldValueNotSupported", "dryRun", message))
+}
+
+/// A fault of a field.
+pub(crate) fn cause(reason: &str, field: &str, message: impl Into<String>) -> Cause {
+    Cause {
+        reason: reason.into(),
+        message: message.into(),
+        field: field.into(),
+    }
+}
+
 fn bad(message: impl Into<String>) -> Box<Status> {
     Box::new(Status::new(Reason::BadRequest, message))
 }
 
 /// 422 about a parameter.
 fn invalid(field: &str, message: &str) -> Box<Status> {
-    let cause = Cause {
-        reason: "FieldValueForbidden".into(),
-        message: format!("Forbidden: {message}"),
-        field: field.into(),
-    };
-    Box::new(Status::invalid("meta.k8s.io", "ListOptions", "", vec![cause]))
+    let fault = cause("FieldValueForbidden", field, format!("Forbidden: {message}"));
+    Box::new(Status::invalid("meta.k8s.io", "ListOptions", "", vec![fault]))
 }
 
 fn number(query: &Query, key: &str) -> Result<Option<i64>, Box<Status>> {
@@ -267,6 +366,36 @@ mod tests {
             "sendInitialEvents=false&resourceVersionMatch=Exact&resourceVersion=1",
         ] {
             assert_eq!(watch(bad).unwrap_err().code, 422, "{bad}");
+        }
+    }
+
+    #[test]
+    fn options_of_writes_are_refused_by_name() {
+        let read = |text: &str, verb, is_apply| WriteOptions::read(&Query::parse(text).unwrap(), verb, is_apply);
+        let good = read("dryRun=All&fieldValidation=Strict&fieldManager=m", "update", false).unwrap();
+        assert_eq!((good.dry_run, good.validation), (true, Validation::Strict));
+        assert!(!read("", "create", false).unwrap().dry_run);
+        assert!(read("dryRun=Some&fieldValidation=x", "get", false).is_ok());
+        assert!(read("fieldManager=m&force=true", "patch", true).is_ok());
+        let long = format!("fieldManager={}", "m".repeat(MAX_MANAGER + 1));
+        for (text, verb, is_apply, kind, field) in [
+            ("dryRun=Some", "create", false, "CreateOptions", "dryRun"),
+            ("dryRun=All&dryRun=Some", "update", false, "UpdateOptions", "dryRun"),
+            ("dryRun=Some", "delete", false, "DeleteOptions", "dryRun"),
+            ("fieldValidation=x", "update", false, "UpdateOptions", "fieldValidation"),
+            ("force=false", "patch", false, "PatchOptions", "force"),
+            ("", "patch", true, "PatchOptions", "fieldManager"),
+            ("fieldManager=a%0Ab", "create", false, "CreateOptions", "fieldManager"),
+            (&long, "create", false, "CreateOptions", "fieldManager"),
+        ] {
+            let status = read(text, verb, is_apply).unwrap_err();
+            let details = status.details.unwrap();
+            let fields: Vec<&str> = details.causes.iter().map(|c| c.field.as_str()).collect();
+            assert_eq!(
+                (status.code, details.kind.as_str(), &fields[..]),
+                (422, kind, &[field][..]),
+                "{text}"
+            );
         }
     }
 

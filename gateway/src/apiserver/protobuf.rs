@@ -81,10 +81,48 @@ mod tests {
         assert_eq!(message(&[0x0b], 1), None);
     }
 
+    /// A field as senders write it.
+    fn written(number: u64, value: &Result<Vec<u8>, u64>) -> Vec<u8> {
+        let varint = |mut n: u64| {
+            let mut out = Vec::new();
+            while n > 0x7f {
+                out.push(u8::try_from(n & 0x7f).unwrap() | 0x80);
+                n >>= 7;
+            }
+            out.push(u8::try_from(n).unwrap());
+            out
+        };
+        match value {
+            Ok(bytes) => [varint(number << 3 | 2), varint(bytes.len() as u64), bytes.clone()].concat(),
+            Err(n) => [varint(number << 3), varint(*n)].concat(),
+        }
+    }
+
     proptest! {
+        #![proptest_config(crate::fuzzing::cases(300))]
+
         #[test]
         fn no_input_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = (object(&bytes), text(&bytes, 1));
+            let _ = object(&[MAGIC, &bytes].concat());
+        }
+
+        #[test]
+        fn the_last_of_a_field_counts_and_half_a_message_is_none(
+            fields in prop::collection::vec((1..6_u64, prop::result::maybe_err(
+                prop::collection::vec(any::<u8>(), 0..200), any::<u64>())), 0..6),
+            wanted in 1..6_u64,
+        ) {
+            let bytes: Vec<u8> = fields.iter().flat_map(|(number, value)| written(*number, value)).collect();
+            let last = fields.iter().rev().find_map(|(n, v)| v.as_ref().ok().filter(|_| *n == wanted));
+            prop_assert_eq!(message(&bytes, wanted), Some(last.map_or(&[][..], Vec::as_slice)));
+            let ends: Vec<usize> = fields.iter().scan(0, |at, (number, value)| {
+                *at += written(*number, value).len();
+                Some(*at)
+            }).collect();
+            for cut in 1..bytes.len() {
+                prop_assert_eq!(message(&bytes[..cut], wanted).is_some(), ends.contains(&cut), "{}", cut);
+            }
         }
     }
 }

@@ -111,7 +111,7 @@ fn build(kind: &dyn Kind) -> Schema {
     about(&mut status, "What is observed.");
     let mut json = json!({
         "type": "object",
-        "description": format!("{} of the management API.", kind.names().kind),
+        "description": kind.about(),
         "properties": {
             "apiVersion": { "type": "string", "description": "Group and version of this object." },
             "kind": { "type": "string", "description": "Kind of this object." },

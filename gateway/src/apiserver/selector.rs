@@ -1,5 +1,6 @@
 //! Label and field selectors, in Kubernetes' syntax.
 
+use hanse_api::name;
 use serde_json::Value;
 
 /// Most requirements of one selector.
@@ -89,14 +90,15 @@ fn parse_fields(text: &str) -> Result<Vec<FieldTerm>, String> {
 }
 
 fn parse_field(term: &str) -> Result<FieldTerm, String> {
-    let (field, value, equal) = if let Some((f, v)) = term.split_once("!=") {
-        (f, v, false)
-    } else if let Some((f, v)) = term.split_once("==").or_else(|| term.split_once('=')) {
-        (f, v, true)
-    } else {
-        return Err(format!("invalid field selector {term:?}; can't understand"));
-    };
-    let field = match field.trim() {
+    let bad = || format!("invalid field selector {term:?}; can't understand");
+    // The first operator counts, and spaces belong to what they stand in, as in Kubernetes and in what rights are asked for.
+    let (left, value) = term.split_once('=').ok_or_else(bad)?;
+    let (name, equal) = left.strip_suffix('!').map_or((left, true), |name| (name, false));
+    let value = value.strip_prefix('=').filter(|_| equal).unwrap_or(value);
+    if value.contains('=') {
+        return Err(bad());
+    }
+    let field = match name {
         "metadata.name" => Field::Name,
         "metadata.namespace" => Field::Namespace,
         other => return Err(format!("field label not supported: {other}")),
@@ -104,7 +106,7 @@ fn parse_field(term: &str) -> Result<FieldTerm, String> {
     Ok(FieldTerm {
         field,
         equal,
-        value: value.trim().to_owned(),
+        value: value.to_owned(),
     })
 }
 
@@ -184,10 +186,7 @@ fn parse_label(term: &str) -> Result<Requirement, String> {
 }
 
 fn label_key(key: &str) -> Result<String, String> {
-    let (prefix, name) = key.split_once('/').map_or((None, key), |(p, n)| (Some(p), n));
-    let good =
-        prefix.is_none_or(|p| hanse_api::name::check_subdomain(p).is_ok()) && !name.is_empty() && is_label_text(name);
-    if good {
+    if name::qualified_faults(key).is_empty() {
         Ok(key.to_owned())
     } else {
         Err(format!("invalid label key {key:?}"))
@@ -195,39 +194,15 @@ fn label_key(key: &str) -> Result<String, String> {
 }
 
 fn label_value(value: &str) -> Result<String, String> {
-    if is_label_text(value) {
+    if name::label_value_faults(value).is_empty() {
         Ok(value.to_owned())
     } else {
         Err(format!("invalid label value {value:?}"))
     }
 }
 
-fn is_label_text(text: &str) -> bool {
-    let edge = |c: Option<char>| c.is_none_or(|c| c.is_ascii_alphanumeric());
-    text.len() <= 63
-        && edge(text.chars().next())
-        && edge(text.chars().last())
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-}
-
-/// What is wrong with the labels of an object, as (key, message).
-pub(crate) fn label_faults(labels: &Value) -> Vec<(String, String)> {
-    let Some(labels) = labels.as_object() else {
-        return Vec::new();
-    };
-    let mut faults = Vec::new();
-    for (key, value) in labels {
-        if let Err(why) = label_key(key) {
-            faults.push((key.clone(), why));
-        }
-        if let Some(Err(why)) = value.as_str().map(label_value) {
-            faults.push((key.clone(), why));
-        }
-    }
-    faults
-}
+#[cfg(test)]
+mod fuzz;
 
 #[cfg(test)]
 mod tests {
@@ -299,7 +274,16 @@ mod tests {
             Selector::parse(None, Some("spec.x=1")).unwrap_err(),
             "field label not supported: spec.x"
         );
-        assert!(Selector::parse(None, Some("metadata.name")).is_err());
+        assert!(!check("metadata.name= a"));
+        for bad in [
+            "metadata.name",
+            " metadata.name=a",
+            "metadata.name===",
+            "metadata.name!==a",
+            "metadata.name=a=b",
+        ] {
+            assert!(Selector::parse(None, Some(bad)).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -26,6 +26,10 @@ pub(crate) struct Special {
     pub(crate) singular: &'static str,
     pub(crate) kind: &'static str,
     pub(crate) verbs: &'static [&'static str],
+    /// What it is, in a sentence.
+    pub(crate) about: &'static str,
+    /// `spec` of a request, as JSON, for the reference.
+    pub(crate) example: &'static str,
 }
 
 const AUTHORIZATION: &str = "authorization.k8s.io";
@@ -40,6 +44,8 @@ pub(crate) static ALL: &[Special] = &[
         singular: "self",
         kind: "Self",
         verbs: CREATE,
+        about: "Who the caller is, with his user or team.",
+        example: r#"{}"#,
     },
     Special {
         group: LOFT_GROUP,
@@ -47,6 +53,8 @@ pub(crate) static ALL: &[Special] = &[
         singular: "ownedaccesskey",
         kind: "OwnedAccessKey",
         verbs: &["create", "delete", "get", "list"],
+        about: "The caller's own access keys, and those of his teams. The key itself is in the answer to its creation only.",
+        example: r#"{ "displayName": "laptop", "ttl": 3600 }"#,
     },
     Special {
         group: LOFT_GROUP,
@@ -54,6 +62,8 @@ pub(crate) static ALL: &[Special] = &[
         singular: "subjectaccessreview",
         kind: "SubjectAccessReview",
         verbs: CREATE,
+        about: "Whether a user may do something, as the management API decides.",
+        example: r#"{ "user": "ann", "resourceAttributes": { "group": "management.loft.sh", "resource": "projects", "verb": "list" } }"#,
     },
     Special {
         group: LOFT_GROUP,
@@ -61,6 +71,8 @@ pub(crate) static ALL: &[Special] = &[
         singular: "selfsubjectaccessreview",
         kind: "SelfSubjectAccessReview",
         verbs: CREATE,
+        about: "Whether the caller may do something, as the management API decides.",
+        example: r#"{ "resourceAttributes": { "group": "management.loft.sh", "resource": "projects", "verb": "list" } }"#,
     },
     Special {
         group: AUTHORIZATION,
@@ -68,6 +80,8 @@ pub(crate) static ALL: &[Special] = &[
         singular: "selfsubjectaccessreview",
         kind: "SelfSubjectAccessReview",
         verbs: CREATE,
+        about: "Whether the caller may do something (`kubectl auth can-i`).",
+        example: r#"{ "resourceAttributes": { "group": "management.loft.sh", "resource": "projects", "verb": "list" } }"#,
     },
     Special {
         group: AUTHORIZATION,
@@ -75,6 +89,8 @@ pub(crate) static ALL: &[Special] = &[
         singular: "subjectaccessreview",
         kind: "SubjectAccessReview",
         verbs: CREATE,
+        about: "Whether a user may do something.",
+        example: r#"{ "user": "ann", "resourceAttributes": { "group": "management.loft.sh", "resource": "projects", "verb": "list" } }"#,
     },
     Special {
         group: AUTHORIZATION,
@@ -82,6 +98,8 @@ pub(crate) static ALL: &[Special] = &[
         singular: "selfsubjectrulesreview",
         kind: "SelfSubjectRulesReview",
         verbs: CREATE,
+        about: "What the caller may do (`kubectl auth can-i --list`).",
+        example: r#"{ "namespace": "p-default" }"#,
     },
     Special {
         group: AUTHENTICATION,
@@ -89,6 +107,8 @@ pub(crate) static ALL: &[Special] = &[
         singular: "selfsubjectreview",
         kind: "SelfSubjectReview",
         verbs: CREATE,
+        about: "Who the caller is (`kubectl auth whoami`).",
+        example: r#"{}"#,
     },
 ];
 

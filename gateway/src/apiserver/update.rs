@@ -2,16 +2,16 @@
 
 use super::apply::{self, Apply, Managed};
 use super::backend::{Backend, failed};
-use super::create::{check_namespace, check_type, create_applied};
+use super::create::{check_kind, check_namespace, check_type, check_version, create_applied};
 use super::list::read;
 use super::negotiation::content_type;
-use super::options::resource_version;
+use super::options::{cause, resource_version};
 use super::patch::Patch;
 use super::{Call, conflict, drop_nulls, fields, no_such, object, owners, target};
 use crate::body::Response;
 use crate::{answer, authz};
 use hanse_api::Timestamp;
-use hanse_api::status::{Cause, Reason, Status};
+use hanse_api::status::{Reason, Status};
 use hanse_state::objects::{ObjectError, ObjectKey, Op, Stored};
 use http::StatusCode;
 use serde_json::Value;
@@ -23,7 +23,8 @@ const TRIES: usize = 10;
 pub(crate) async fn update(backend: &Backend, call: &Call<'_>, body: &[u8]) -> Result<Response, Box<Status>> {
     let (mut wanted, warnings) = fields::read(call, body)?;
     drop_nulls(&mut wanted);
-    check_type(call, &wanted)?;
+    check_version(call, &wanted)?;
+    check_name(call, &wanted)?;
     change(backend, call, Wanted::Whole(wanted), warnings).await
 }
 
@@ -35,7 +36,6 @@ pub(crate) async fn patch(backend: &Backend, call: &Call<'_>, body: &[u8]) -> Re
         return change(backend, call, Wanted::Applied(applied), warnings).await;
     }
     let patch = Patch::read(&media, body)?;
-    apply::refuse_force(call)?;
     let faults = match &patch {
         Patch::Merge(_) => fields::duplicates(body),
         Patch::Json(_) => Vec::new(),
@@ -54,7 +54,7 @@ impl Wanted {
     /// Whether it holds for one revision only.
     fn insists(&self) -> bool {
         match self {
-            Self::Whole(object) => !object::meta_text(object, "resourceVersion").is_empty(),
+            Self::Whole(_) => true,
             Self::Patched(patch) => patch.resource_version().is_some(),
             Self::Applied(apply) => !object::meta_text(&apply.config, "resourceVersion").is_empty(),
         }
@@ -117,7 +117,8 @@ async fn change(
         if matches!(wanted, Wanted::Patched(_)) {
             warnings = fields::patched(call, &typed, &new, warnings)?;
         }
-        check(call, &stored, &current, &new)?;
+        check(call, &wanted, &stored, &current, &new)?;
+        check_kind(call, &new)?;
         let base = apply::base(&typed, &new);
         let mut merged = merged(call, &current, new)?;
         let old = stored_form(call, &current)?;
@@ -151,14 +152,7 @@ async fn applied_new(backend: &Backend, call: &Call<'_>, apply: &Apply) -> Resul
     if !call.kind.verbs().contains(&"create") {
         return Err(no_such(call.kind, call.name()));
     }
-    if object::name(&apply.config) != call.name() {
-        let message = format!(
-            "the name of the object ({}) does not match the name on the URL ({})",
-            object::name(&apply.config),
-            call.name()
-        );
-        return Err(Box::new(Status::new(Reason::BadRequest, message)));
-    }
+    check_name(call, &apply.config)?;
     create_applied(backend, call, apply).await
 }
 
@@ -169,21 +163,36 @@ fn stored_form(call: &Call<'_>, current: &Value) -> Result<Value, Box<Status>> {
     Ok(old)
 }
 
-/// What the caller says about identity and revision must be so.
-fn check(call: &Call<'_>, stored: &Stored, current: &Value, new: &Value) -> Result<(), Box<Status>> {
-    let names = call.kind.names();
-    let name = object::name(new);
-    if name != call.name() {
-        let message = format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            call.name()
-        );
-        return Err(Box::new(Status::new(Reason::BadRequest, message)));
+/// Refuses an object of another name than that of the URL.
+fn check_name(call: &Call<'_>, object: &Value) -> Result<(), Box<Status>> {
+    let name = object::name(object);
+    if name == call.name() {
+        return Ok(());
     }
+    let message = format!(
+        "the name of the object ({name}) does not match the name on the URL ({})",
+        call.name()
+    );
+    Err(Box::new(Status::new(Reason::BadRequest, message)))
+}
+
+/// What the caller says about identity and revision must be so. A whole object says which revision it was made from, as every
+/// custom resource of Kubernetes must: one that does not would undo whatever others changed meanwhile.
+fn check(call: &Call<'_>, wanted: &Wanted, stored: &Stored, current: &Value, new: &Value) -> Result<(), Box<Status>> {
+    check_name(call, new)?;
     check_namespace(call, object::meta_text(new, "namespace"))?;
+    let names = call.kind.names();
+    let invalid = |of: &str, field: &str, message: String| {
+        let faults = vec![cause("FieldValueInvalid", field, format!("Invalid value: {message}"))];
+        Err(Box::new(Status::invalid(names.group, of, call.name(), faults)))
+    };
+    let is_whole = matches!(wanted, Wanted::Whole(_));
     let uid = object::meta_text(new, "uid");
     if !uid.is_empty() && uid != object::meta_text(current, "uid") {
-        return Err(conflict(call.kind, call.name()));
+        if is_whole {
+            return Err(conflict(call.kind, call.name()));
+        }
+        return invalid(names.kind, "metadata.uid", format!("{uid:?}: field is immutable"));
     }
     let version = &new["metadata"]["resourceVersion"];
     let text = match version {
@@ -191,26 +200,24 @@ fn check(call: &Call<'_>, stored: &Stored, current: &Value, new: &Value) -> Resu
         Value::String(text) => text.as_str(),
         _ => "not a string",
     };
-    if text.is_empty() {
-        return Ok(());
-    }
     match resource_version(text) {
-        Some(0) => Ok(()),
         Some(revision) if revision == stored.revision => Ok(()),
-        Some(_) => Err(conflict(call.kind, call.name())),
-        None => {
-            let cause = Cause {
-                reason: "FieldValueInvalid".into(),
-                message: format!("Invalid value: {text:?}: must be a decimal number in a string"),
-                field: "metadata.resourceVersion".into(),
-            };
-            Err(Box::new(Status::invalid(
-                names.group,
-                names.kind,
-                call.name(),
-                vec![cause],
-            )))
+        Some(0) | None if is_whole && matches!(text, "" | "0") => {
+            // Where all other faults name the kind, Kubernetes names the resource.
+            invalid(
+                names.plural,
+                "metadata.resourceVersion",
+                "0: must be specified for an update".into(),
+            )
         }
+        Some(0) => Ok(()),
+        None if text.is_empty() => Ok(()),
+        Some(_) => Err(conflict(call.kind, call.name())),
+        None => invalid(
+            names.kind,
+            "metadata.resourceVersion",
+            format!("{text:?}: must be a decimal number in a string"),
+        ),
     }
 }
 

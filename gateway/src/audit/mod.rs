@@ -26,7 +26,7 @@ use crate::query::Query;
 use crate::router::{Route, route};
 use event::{About, Reference, Shown};
 use hanse_api::access::Principal;
-use hanse_api::kinds::{ACCESS_KEYS, LOFT_GROUP, LOGIN_GRANTS, SPENT_LOGINS};
+use hanse_api::kinds::{ACCESS_KEYS, KindName, LOFT_GROUP, LOGIN_GRANTS, OIDC_GRANTS, REVOKED_KEYS, SPENT_LOGINS};
 use hanse_api::status::Status;
 use hanse_api::{ObjectMeta, Timestamp};
 use hanse_runtime::clock::SharedClock;
@@ -41,7 +41,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Objects that requests are tied together with and that nobody asked for.
-const UNSEEN: [&str; 3] = [LOGIN_GRANTS.plural, SPENT_LOGINS.plural, "projectguards"];
+const UNSEEN: [&str; 4] = [
+    LOGIN_GRANTS.plural,
+    REVOKED_KEYS.plural,
+    SPENT_LOGINS.plural,
+    "projectguards",
+];
+
+/// What a login makes: whose it is, is who logged in.
+const LOGINS: [KindName; 2] = [ACCESS_KEYS, OIDC_GRANTS];
 
 /// What is known of a request whatever becomes of it. Made for every request, so it holds handles and copies nothing.
 #[derive(Debug)]
@@ -348,7 +356,7 @@ impl Author for Writer {
         let asks = self.facts.asks();
         let seen = |op: &&Op| !matches!(op, Op::Require { .. }) && !UNSEEN.contains(&op.key().kind.plural);
         let logged_in = ops.iter().find_map(|op| match op {
-            Op::Create { key, value } if key.kind == ACCESS_KEYS && self.facts.who().is_none() => {
+            Op::Create { key, value } if LOGINS.contains(&key.kind) && self.facts.who().is_none() => {
                 let key: Named = serde_json::from_slice(value).ok()?;
                 key.spec["user"].as_str().map(str::to_owned)
             }

@@ -15,10 +15,12 @@ use std::sync::Arc;
 const SECRET: &[(&str, &str)] = &[
     ("", "secrets"),
     (LOFT_GROUP, "accesskeys"),
+    (LOFT_GROUP, "oidcclients"),
     (LOFT_GROUP, "ownedaccesskeys"),
     (LOFT_GROUP, "resetaccesskeys"),
     (STORAGE_GROUP, "accesskeys"),
     (HANSE_GROUP, "enrolmenttokens"),
+    (HANSE_GROUP, "oidckeys"),
 ];
 /// The same for subresources of any kind.
 const SECRET_PARTS: &[&str] = &["accesskey", "agentconfig", "enrolmenttoken", "kubeconfig", "token"];

@@ -8,7 +8,7 @@ use hanse_api::kinds::{ACCESS_KEYS, KindName, STORAGE_ACCESS_KEYS};
 use hanse_api::resources::{AccessKey, AccessKeySpec};
 use hanse_api::status::Cause;
 use hanse_state::objects::ObjectKey;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Where the hash of the secret is.
 const HASH: &str = "secretSha256";
@@ -24,6 +24,14 @@ impl Kind for AccessKeys {
 
     fn singular(&self) -> &'static str {
         "accesskey"
+    }
+
+    fn about(&self) -> &'static str {
+        "An access key of a user or a team. The key itself is in the answer to its creation, in `spec.key`, and nowhere afterwards; what it stands for never changes."
+    }
+
+    fn example(&self) -> Value {
+        json!({ "metadata": { "name": "ci" }, "spec": { "displayName": "CI", "user": "ann", "ttl": 3600 } })
     }
 
     fn has_status(&self) -> bool {
@@ -93,7 +101,6 @@ impl Kind for AccessKeys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn a_key_stays_what_it_is_and_never_shows_its_hash() {

@@ -10,6 +10,7 @@ pub(super) static EVENTS: ReadOnly = ReadOnly {
     names: &AUDIT_EVENTS,
     singular: "event",
     short_names: &[],
+    about: "An event of the audit trail: who did what, and how it was answered.",
     columns: &[
         column("User", "Who it was"),
         column("Verb", "What he did"),
@@ -26,6 +27,7 @@ pub(super) static CHAINS: ReadOnly = ReadOnly {
     names: &AUDIT_CHAINS,
     singular: "auditchain",
     short_names: &[],
+    about: "Where the hash chain of the audit trail begins and ends.",
     columns: &[
         column("Sequence", "Number of the event"),
         column("Hash", "Hash of the event"),
@@ -37,6 +39,7 @@ pub(super) static SINKS: ReadOnly = ReadOnly {
     names: &AUDIT_SINKS,
     singular: "auditsink",
     short_names: &[],
+    about: "How far a sink of the audit trail has come.",
     columns: &[column("Sequence", "Number of the last event that it was given")],
     cells: |object| vec![cell(object, "/spec/sequence")],
 };

@@ -8,7 +8,7 @@ use hanse_api::kinds::{ANNOTATION_REGION, CLUSTERS, KindName, VIRTUAL_CLUSTER_IN
 use hanse_api::resources::cluster;
 use hanse_api::status::{Cause, Status};
 use hanse_state::objects::{Op, Stored};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub(super) struct Clusters;
 
@@ -22,15 +22,56 @@ impl Kind for Clusters {
         "cluster"
     }
 
+    fn about(&self) -> &'static str {
+        "A connected cluster: where control planes of tenant clusters run. Its agent enrols with a token (subresource `enrolmenttoken`) and dials out."
+    }
+
+    fn example(&self) -> Value {
+        json!({
+            "metadata": { "name": "lab", "annotations": { ANNOTATION_REGION: "eu" } },
+            "spec": { "displayName": "Lab", "networkPeer": true },
+        })
+    }
+
     fn subresources(&self) -> &'static [Subresource] {
-        const fn sub(name: &'static str, kind: &'static str, verbs: &'static [&'static str]) -> Subresource {
-            Subresource { name, kind, verbs }
+        const fn sub(
+            name: &'static str,
+            kind: &'static str,
+            verbs: &'static [&'static str],
+            about: &'static str,
+        ) -> Subresource {
+            Subresource {
+                name,
+                kind,
+                verbs,
+                about,
+            }
         }
         const SUBRESOURCES: &[Subresource] = &[
-            sub("accesskey", "ClusterAccessKey", &["get"]),
-            sub("agentconfig", "ClusterAgentConfig", &["get"]),
-            sub("enrolmenttoken", "EnrolmentToken", &["create"]),
-            sub("members", "ClusterMembers", &["get"]),
+            sub(
+                "accesskey",
+                "ClusterAccessKey",
+                &["get"],
+                "The key with which its agent speaks. Makes one where there is none.",
+            ),
+            sub(
+                "agentconfig",
+                "ClusterAgentConfig",
+                &["get"],
+                "What its agent needs to know.",
+            ),
+            sub(
+                "enrolmenttoken",
+                "EnrolmentToken",
+                &["create"],
+                "A token with which its agent enrols. Shown once.",
+            ),
+            sub(
+                "members",
+                "ClusterMembers",
+                &["get"],
+                "Users and teams that have rights there.",
+            ),
         ];
         SUBRESOURCES
     }

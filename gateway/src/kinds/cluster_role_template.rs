@@ -9,7 +9,7 @@ use hanse_api::access::PolicyRule;
 use hanse_api::kinds::{CLUSTER_ROLE_TEMPLATES, KindName};
 use hanse_api::resources::{ClusterRoleTemplate, ClusterRoleTemplateSpec};
 use hanse_api::status::{Cause, Reason, Status};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub(super) struct ClusterRoleTemplates;
 
@@ -21,6 +21,22 @@ impl Kind for ClusterRoleTemplates {
 
     fn singular(&self) -> &'static str {
         "clusterroletemplate"
+    }
+
+    fn about(&self) -> &'static str {
+        "A role: rules as in Kubernetes, to be given to users and teams, or (labelled `loft.sh/project-role=true`) to members of projects. Nobody defines one that can do more than he can."
+    }
+
+    fn example(&self) -> Value {
+        json!({
+            "metadata": { "name": "reader" },
+            "spec": {
+                "management": true,
+                "clusterRoleTemplate": {
+                    "rules": [{ "apiGroups": ["management.loft.sh"], "resources": ["clusters"], "verbs": ["get", "list"] }],
+                },
+            },
+        })
     }
 
     fn has_status(&self) -> bool {

@@ -13,6 +13,7 @@ pub(super) static EVENTS: ReadOnly = ReadOnly {
     },
     singular: "event",
     short_names: &["ev"],
+    about: "Events about objects. None are written yet.",
     columns: &[],
     cells: |_object| Vec::new(),
 };

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use hanse_api::kinds::{IDENTITIES, KindName, USERS};
 use hanse_api::resources::{Identity, IdentitySpec, identity};
 use hanse_api::status::{Cause, Status};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub(super) struct Identities;
 
@@ -21,6 +21,20 @@ impl Kind for Identities {
 
     fn singular(&self) -> &'static str {
         "identity"
+    }
+
+    fn about(&self) -> &'static str {
+        "Who somebody of an identity provider is here. Its name follows from issuer and subject."
+    }
+
+    fn example(&self) -> Value {
+        {
+            let (issuer, subject) = ("https://id.example.com", "8f1");
+            json!({
+                "metadata": { "name": identity_name(issuer, subject) },
+                "spec": { "issuer": issuer, "subject": subject, "user": "ann" },
+            })
+        }
     }
 
     fn has_status(&self) -> bool {

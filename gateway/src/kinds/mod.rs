@@ -8,6 +8,7 @@ mod cluster_role_template;
 mod events;
 mod identity;
 mod namespace;
+mod oidc;
 mod project;
 mod read_only;
 mod region;
@@ -87,6 +88,8 @@ pub(crate) struct Subresource {
     pub(crate) kind: &'static str,
     /// Verbs.
     pub(crate) verbs: &'static [&'static str],
+    /// What it is, in a sentence.
+    pub(crate) about: &'static str,
 }
 
 /// Who asks, as far as a kind needs to know.
@@ -106,6 +109,14 @@ pub(crate) trait Kind: Send + Sync + 'static {
 
     /// Name of one object, in lower case.
     fn singular(&self) -> &'static str;
+
+    /// What its objects are, in sentences.
+    fn about(&self) -> &'static str;
+
+    /// What a client makes, for the reference: an object that is whole, but for its type. Null where clients make none.
+    fn example(&self) -> Value {
+        Value::Null
+    }
 
     /// Further names for people.
     fn short_names(&self) -> &'static [&'static str] {
@@ -229,6 +240,9 @@ pub(crate) static KINDS: &[&dyn Kind] = &[
     &cluster_role_template::ClusterRoleTemplates,
     &access_key::AccessKeys,
     &identity::Identities,
+    &oidc::Clients,
+    &oidc::GRANTS,
+    &oidc::KEYS,
     &audit::EVENTS,
     &audit::CHAINS,
     &audit::SINKS,

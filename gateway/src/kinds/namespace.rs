@@ -28,6 +28,10 @@ impl Kind for Namespaces {
         "namespace"
     }
 
+    fn about(&self) -> &'static str {
+        "A project, as clients of Kubernetes look for it: the namespace `p-NAME` of the project NAME. Made up, never stored."
+    }
+
     fn short_names(&self) -> &'static [&'static str] {
         &["ns"]
     }

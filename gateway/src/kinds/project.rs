@@ -44,22 +44,40 @@ impl Kind for Projects {
         "project"
     }
 
+    fn about(&self) -> &'static str {
+        "A project: whose members make tenant clusters in it, and on which connected clusters these may run. Its objects are in the namespace `p-NAME`; it goes when none are left."
+    }
+
+    fn example(&self) -> Value {
+        json!({
+            "metadata": { "name": "shop" },
+            "spec": {
+                "displayName": "Shop",
+                "members": [{ "kind": "User", "name": "*", "clusterRole": "loft-management-project-viewer" }],
+                "allowedClusters": [{ "name": "*" }],
+            },
+        })
+    }
+
     fn subresources(&self) -> &'static [Subresource] {
         &[
             Subresource {
                 name: "clusters",
                 kind: "ProjectClusters",
                 verbs: &["get"],
+                about: "Connected clusters that its tenant clusters may run on.",
             },
             Subresource {
                 name: "templates",
                 kind: "ProjectTemplates",
                 verbs: &["get"],
+                about: "Templates that its tenant clusters may be made from.",
             },
             Subresource {
                 name: "members",
                 kind: "ProjectMembers",
                 verbs: &["get"],
+                about: "Users and teams that belong to it, by name.",
             },
         ]
     }

@@ -10,6 +10,7 @@ pub(super) struct ReadOnly {
     pub(super) names: &'static KindName,
     pub(super) singular: &'static str,
     pub(super) short_names: &'static [&'static str],
+    pub(super) about: &'static str,
     pub(super) columns: &'static [Column],
     pub(super) cells: fn(&Value) -> Vec<Value>,
 }
@@ -21,6 +22,10 @@ impl Kind for ReadOnly {
 
     fn singular(&self) -> &'static str {
         self.singular
+    }
+
+    fn about(&self) -> &'static str {
+        self.about
     }
 
     fn short_names(&self) -> &'static [&'static str] {

@@ -8,7 +8,7 @@ use hanse_api::kinds::{ANNOTATION_REGION, CLUSTERS, KindName, REGIONS};
 use hanse_api::resources::region;
 use hanse_api::status::{Cause, Status};
 use hanse_state::objects::{Op, Stored};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub(super) struct Regions;
 
@@ -22,11 +22,20 @@ impl Kind for Regions {
         "region"
     }
 
+    fn about(&self) -> &'static str {
+        "A region: servers and connected clusters with a failure domain of their own. Cannot go while it has connected clusters."
+    }
+
+    fn example(&self) -> Value {
+        json!({ "metadata": { "name": "north" }, "spec": { "displayName": "North" } })
+    }
+
     fn subresources(&self) -> &'static [Subresource] {
         &[Subresource {
             name: "jointoken",
             kind: "JoinToken",
             verbs: &["create"],
+            about: "A token with which one server joins the region. Shown once; for administrators.",
         }]
     }
 

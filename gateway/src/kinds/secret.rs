@@ -13,7 +13,7 @@ use hanse_api::name::project_of_namespace;
 use hanse_api::resources::{ProjectSecret, SecretSpec, secret};
 use hanse_api::status::{Cause, Status};
 use hanse_state::objects::Op;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Where values are.
 const FIELD: &str = "data";
@@ -48,6 +48,23 @@ impl Kind for Secrets {
 
     fn singular(&self) -> &'static str {
         self.singular
+    }
+
+    fn about(&self) -> &'static str {
+        match self.singular {
+            "projectsecret" => "Named values of a project, stored sealed.",
+            _ => "Named values of the installation, stored sealed, in the namespace `vcluster-platform`.",
+        }
+    }
+
+    fn example(&self) -> Value {
+        json!({
+            "metadata": {
+                "name": "mail",
+                "namespace": if self.names == &PROJECT_SECRETS { "p-default" } else { PLATFORM_NAMESPACE },
+            },
+            "spec": { "displayName": "Mail", "data": { "password": "c2VjcmV0" } },
+        })
     }
 
     fn has_status(&self) -> bool {

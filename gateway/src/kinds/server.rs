@@ -22,6 +22,10 @@ impl Kind for Servers {
         "server"
     }
 
+    fn about(&self) -> &'static str {
+        "A server of Hanse. Servers come by `hanse server join`; deleting one removes it for good. Its status is asked for when somebody looks."
+    }
+
     fn verbs(&self) -> &'static [&'static str] {
         // Servers come by `hanse server join`, and go for good.
         &["delete", "get", "list", "watch"]
@@ -32,6 +36,7 @@ impl Kind for Servers {
             name: "move",
             kind: "ServerMove",
             verbs: &["create"],
+            about: "Tells the members that it has another address (`spec.raft`). For administrators.",
         }]
     }
 

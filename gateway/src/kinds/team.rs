@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use hanse_api::kinds::{KindName, TEAMS};
 use hanse_api::resources::{TeamSpec, user};
 use hanse_api::status::{Cause, Status};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub(super) struct Teams;
 
@@ -21,6 +21,14 @@ impl Kind for Teams {
 
     fn singular(&self) -> &'static str {
         "team"
+    }
+
+    fn about(&self) -> &'static str {
+        "A team: its members have the group `loft:team:NAME`, its roles and its keys."
+    }
+
+    fn example(&self) -> Value {
+        json!({ "metadata": { "name": "web" }, "spec": { "displayName": "Web", "users": ["ann"] } })
     }
 
     fn has_status(&self) -> bool {

@@ -24,6 +24,14 @@ impl Kind for Users {
         "user"
     }
 
+    fn about(&self) -> &'static str {
+        "Somebody who may log in, or has access keys. Every caller may look at himself."
+    }
+
+    fn example(&self) -> Value {
+        json!({ "metadata": { "name": "ann" }, "spec": { "displayName": "Ann", "email": "ann@example.com" } })
+    }
+
     /// All but the deletion of many: nobody means to lock out everybody at once.
     fn verbs(&self) -> &'static [&'static str] {
         &["create", "delete", "get", "list", "patch", "update", "watch"]

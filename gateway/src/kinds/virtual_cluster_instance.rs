@@ -29,6 +29,17 @@ impl Kind for VirtualClusterInstances {
         "virtualclusterinstance"
     }
 
+    fn about(&self) -> &'static str {
+        "A tenant cluster of a project. Where it runs is decided once (`spec.clusterRef`) and stays. With `?extended=true` answers say what the caller may do with it."
+    }
+
+    fn example(&self) -> Value {
+        json!({
+            "metadata": { "name": "dev", "namespace": "p-default" },
+            "spec": { "displayName": "Development", "clusterRef": { "cluster": "eu" } },
+        })
+    }
+
     fn short_names(&self) -> &'static [&'static str] {
         &["vci"]
     }
@@ -39,11 +50,13 @@ impl Kind for VirtualClusterInstances {
                 name: "accesskey",
                 kind: "VirtualClusterAccessKey",
                 verbs: &["get"],
+                about: "A key with which the tenant cluster itself is reached.",
             },
             Subresource {
                 name: "kubeconfig",
                 kind: "VirtualClusterInstanceKubeConfig",
                 verbs: &["create"],
+                about: "A kubeconfig for the caller, made for this request.",
             },
         ]
     }

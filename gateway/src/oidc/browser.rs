@@ -2,7 +2,7 @@
 
 use super::people::{Fault, Known, Spent, admit};
 use super::provider::{Provider, Refusal};
-use super::sealed::{Attempt, Grant, Question, Sealed, Then, open, seal};
+use super::sealed::{Ask, Attempt, Grant, Question, Sealed, Then, open, seal};
 use super::terminal::{check_challenge, is_plain, read_code};
 use super::{Desk, Place, pages};
 use crate::answer;
@@ -95,9 +95,19 @@ impl Desk<'_> {
         let buttons: Vec<_> = self.oidc.providers.iter().map(button).collect();
         let device = match &then {
             Then::Device { code } => Some(code.as_str()),
-            Then::Nothing | Then::VclusterCli | Then::Code { .. } => None,
+            Then::Nothing | Then::VclusterCli | Then::Code { .. } | Then::Client(_) => None,
         };
         Ok(pages::choice(&buttons, device))
+    }
+
+    /// What comes after the login: what a client of ours asked for, or what the address says.
+    fn then(&self, query: &Query) -> Result<Then, Fault> {
+        let Some(sealed) = query.text("client") else {
+            return then(query).map_err(refused);
+        };
+        let ask: Option<Ask> = open(&self.oidc.sealer, self.backend.clock.wall(), sealed);
+        let again = || refused("what you came for took too long; go back to the program, and log in there again");
+        ask.map(|ask| Then::Client(Box::new(ask))).ok_or_else(again)
     }
 
     async fn begin(&self, provider: &Provider, query: &Query) -> Result<Response, Fault> {
@@ -108,7 +118,7 @@ impl Desk<'_> {
             state: rng.token(),
             nonce: rng.token(),
             verifier: rng.token(),
-            then: then(query).map_err(refused)?,
+            then: self.then(query)?,
             expires: self.backend.clock.wall().plus(Attempt::LIFE),
         };
         let address = provider.address(&attempt).await.map_err(Fault::Refused)?;
@@ -157,7 +167,7 @@ impl Desk<'_> {
         let known = admit(self.backend, &provider.settings, &person, &spent, &more).await?;
         tracing::info!(provider = provider.settings.id, user = known.user, "a login");
         let key = key.lock().take();
-        self.onward(attempt.then, known, key)
+        self.onward(attempt.then, known, key).await
     }
 
     /// The login that this browser began, if the answer is one to it.
@@ -181,10 +191,11 @@ impl Desk<'_> {
         Ok(attempt)
     }
 
-    fn onward(&self, then: Then, known: Known, key: Option<String>) -> Result<Response, Fault> {
+    async fn onward(&self, then: Then, known: Known, key: Option<String>) -> Result<Response, Fault> {
         let (rng, sealer) = (self.backend.rng.as_ref(), &self.oidc.sealer);
         let now = self.backend.clock.wall();
         match then {
+            Then::Client(ask) => self.code_for(*ask, known).await,
             Then::Nothing => Ok(pages::done(Some(&known.user))),
             // Its contract wants the key in the address, which goes to the person's own machine only.
             Then::VclusterCli => {
@@ -267,7 +278,8 @@ fn then(query: &Query) -> Result<Then, String> {
 /// The same as a query, with its question mark. Every part was checked to need no escape.
 fn to_query(then: &Then) -> String {
     match then {
-        Then::Nothing => String::new(),
+        // A client's question goes its own way, sealed.
+        Then::Nothing | Then::Client(_) => String::new(),
         Then::VclusterCli => "?cli=true".into(),
         Then::Device { code } => format!("?device={code}"),
         Then::Code { challenge, port, state } => {

@@ -1,13 +1,15 @@
-//! Logins by OpenID Connect: Hanse as relying party of several issuers at once.
+//! Logins by OpenID Connect: Hanse as relying party of several issuers at once, and as provider of others.
 //!
 //! - [`settings`]: what is said about an issuer. [`provider`], [`http`]: asking it, and checking its tokens.
 //! - [`person`]: who somebody is by his claims; [`people`]: which user that is here.
 //! - [`sealed`]: what browser and client keep between two steps. Nothing is remembered here, so any server goes on with what
 //!   another began; what may be used once is used up in the transaction that it brings about.
 //! - [`browser`]: the steps in the browser. [`terminal`]: how a program gets its key. [`pages`]: HTML.
+//! - [`issuer`]: Hanse as provider.
 
 mod browser;
 mod http;
+mod issuer;
 mod pages;
 mod people;
 mod person;
@@ -18,6 +20,7 @@ mod terminal;
 
 pub use settings::OidcIssuer;
 
+pub(crate) use issuer::Step;
 pub(crate) use person::{Person, identity_name};
 pub(crate) use provider::Refusal;
 
@@ -64,6 +67,8 @@ pub struct Oidc {
     session: Duration,
     sealer: Sealer,
     providers: Vec<Provider>,
+    /// Held while a key for ID tokens is made.
+    making: tokio::sync::Mutex<()>,
 }
 
 impl fmt::Debug for Oidc {
@@ -94,6 +99,7 @@ impl Oidc {
             external_url,
             session,
             sealer,
+            making: tokio::sync::Mutex::default(),
         })
     }
 
@@ -142,6 +148,8 @@ pub(crate) enum Place {
     DevicePoll,
     /// `/auth/device/confirm`: the person's yes.
     DeviceConfirm,
+    /// `/oidc/...`: for clients of ours.
+    Issuer(Step),
 }
 
 impl Place {
@@ -152,6 +160,9 @@ impl Place {
             "/login/device" => return Some(Self::DeviceCode),
             "/spaces" => return Some(Self::Done),
             _ => {}
+        }
+        if let Some(rest) = path.strip_prefix("/oidc/") {
+            return Step::of(rest).map(Self::Issuer);
         }
         let (head, tail) = path
             .strip_prefix("/auth/")
@@ -182,15 +193,22 @@ impl Place {
 
     /// Whether it asks a provider, or writes to the store.
     pub(crate) const fn makes_work(&self) -> bool {
-        matches!(
-            self,
-            Self::Begin(_) | Self::Callback(_) | Self::Exchange | Self::DeviceStart | Self::DeviceConfirm
-        )
+        match self {
+            Self::Begin(_) | Self::Callback(_) | Self::Exchange | Self::DeviceStart | Self::DeviceConfirm => true,
+            Self::Issuer(step) => step.makes_work(),
+            Self::Choice | Self::DeviceCode | Self::Done | Self::Info | Self::DevicePoll => false,
+        }
     }
 
     /// Whether a person reads the answer.
     const fn is_for_people(&self) -> bool {
-        !matches!(self, Self::Info | Self::Exchange | Self::DeviceStart | Self::DevicePoll)
+        match self {
+            Self::Info | Self::Exchange | Self::DeviceStart | Self::DevicePoll => false,
+            Self::Issuer(step) => matches!(step, Step::Authorize),
+            Self::Choice | Self::DeviceCode | Self::Done | Self::Begin(_) | Self::Callback(_) | Self::DeviceConfirm => {
+                true
+            }
+        }
     }
 }
 
@@ -201,6 +219,12 @@ pub(crate) async fn serve(
     request: Request<Body>,
     place: Place,
 ) -> Result<Response, Box<Status>> {
+    let desk = Desk { oidc, backend };
+    if let Place::Issuer(step) = place {
+        let (head, body) = request.into_parts();
+        let answer = desk.issue(step, &head, body).await;
+        return answer.or_else(|fault| told(fault, place.is_for_people()));
+    }
     let wanted = if place.takes_post() { Method::POST } else { Method::GET };
     if request.method() != wanted {
         return Err(not_allowed());
@@ -208,7 +232,6 @@ pub(crate) async fn serve(
     let for_people = place.is_for_people();
     let (head, body) = request.into_parts();
     let query = Query::parse(head.uri.query().unwrap_or_default()).unwrap_or_default();
-    let desk = Desk { oidc, backend };
     let answer = if place.takes_post() {
         let body = body::read(&head.headers, body, MAX_BODY).await?;
         desk.post(&place, &body).await

@@ -8,15 +8,17 @@ use crate::apiserver::backend::{Backend, failed};
 use crate::apiserver::keys::{new_meta, stored_json};
 use crate::apiserver::object;
 use hanse_api::Timestamp;
-use hanse_api::kinds::{IDENTITIES, KindName, SPENT_LOGINS, USERS};
+use hanse_api::kinds::{IDENTITIES, KindName, OIDC_GRANTS, SPENT_LOGINS, USERS};
 use hanse_api::resources::{Identity, IdentitySpec, SpentLogin, SpentLoginSpec, User, UserSpec};
 use hanse_api::status::Status;
 use hanse_state::objects::{ObjectError, ObjectKey, Op, Page, Stored};
+use serde::Deserialize;
 use serde_json::Value;
 
 /// Tries of a transaction that somebody else's change came before.
 const TRIES: usize = 5;
-/// Used logins that may be forgotten, and are, with each new one. Two, so that there are never more than have their time.
+/// Used logins that may be forgotten, and are, with each new one; and logins at clients. Two of each, so that there are never
+/// more than have their time.
 const FORGOTTEN: i64 = 2;
 
 /// A user who may log in, as he was read.
@@ -77,7 +79,8 @@ pub(super) async fn commit(backend: &Backend, ops: Vec<Op>, spent: &Spent<'_>) -
         let mut all = ops.clone();
         all.push(spent.op(backend)?);
         if forgets {
-            all.extend(forgotten(backend).await?);
+            all.extend(forgotten(backend, &SPENT_LOGINS).await?);
+            all.extend(forgotten(backend, &OIDC_GRANTS).await?);
         }
         match backend.objects.commit(all).await {
             Ok(_) => return Ok(true),
@@ -93,6 +96,11 @@ pub(super) async fn commit(backend: &Backend, ops: Vec<Op>, spent: &Spent<'_>) -
     Ok(false)
 }
 
+/// A name among things that end: the oldest come first.
+pub(super) fn ending_name(expires: Timestamp, id: &str) -> String {
+    format!("{:016x}-{id}", expires.as_millis().max(0))
+}
+
 /// Something that may be used once.
 pub(super) struct Spent<'a> {
     /// Its id.
@@ -104,8 +112,7 @@ pub(super) struct Spent<'a> {
 impl Spent<'_> {
     /// The oldest come first in the order of names.
     fn key(&self) -> ObjectKey {
-        let name = format!("{:016x}-{}", self.expires.as_millis().max(0), self.id);
-        ObjectKey::new(&SPENT_LOGINS, "", name)
+        ObjectKey::new(&SPENT_LOGINS, "", ending_name(self.expires, self.id))
     }
 
     fn op(&self, backend: &Backend) -> Result<Op, Box<Status>> {
@@ -124,23 +131,24 @@ impl Spent<'_> {
     }
 }
 
-/// What ends the memory of logins that are over.
-async fn forgotten(backend: &Backend) -> Result<Vec<Op>, Box<Status>> {
+/// As much as has to be known of an object to forget it.
+#[derive(Deserialize)]
+struct Ends {
+    spec: SpentLoginSpec,
+}
+
+/// What ends the memory of things of `kind` that are over: their names begin with the time of their end.
+async fn forgotten(backend: &Backend, kind: &KindName) -> Result<Vec<Op>, Box<Status>> {
     let page = Page {
         limit: FORGOTTEN,
         ..Page::default()
     };
-    let list = backend
-        .objects
-        .list(&SPENT_LOGINS, None, page)
-        .await
-        .map_err(|e| failed(&e))?;
+    let list = backend.objects.list(kind, None, page).await.map_err(|e| failed(&e))?;
     let now = backend.clock.wall();
-    let over = |stored: &&Stored| {
-        serde_json::from_slice::<SpentLogin>(&stored.value).is_ok_and(|spent| spent.spec.expires < now)
-    };
+    let over =
+        |stored: &&Stored| serde_json::from_slice::<Ends>(&stored.value).is_ok_and(|ends| ends.spec.expires < now);
     let delete = |stored: &Stored| Op::Delete {
-        key: ObjectKey::new(&SPENT_LOGINS, "", &stored.name),
+        key: ObjectKey::new(kind, "", &stored.name),
         expected: stored.revision,
     };
     Ok(list.items.iter().filter(over).map(delete).collect())

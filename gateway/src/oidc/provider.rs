@@ -2,7 +2,7 @@
 
 use super::http::{Http, HttpError};
 use super::person::{Person, person};
-use super::sealed::Attempt;
+use super::sealed::{Attempt, Then};
 use super::settings::OidcIssuer;
 use crate::error::GatewayError;
 use hanse_api::Timestamp;
@@ -144,16 +144,18 @@ impl Provider {
         let client = self.client(&*self.known().await?);
         let verifier = PkceCodeVerifier::new(attempt.verifier.clone());
         let (state, nonce) = (attempt.state.clone(), attempt.nonce.clone());
-        let (url, ..) = client
+        let mut request = client
             .authorize_url(
                 CoreAuthenticationFlow::AuthorizationCode,
                 || CsrfToken::new(state),
                 || Nonce::new(nonce),
             )
             .add_scopes(self.settings.scopes.iter().cloned().map(Scope::new))
-            .set_pkce_challenge(PkceCodeChallenge::from_code_verifier_sha256(&verifier))
-            .url();
-        Ok(url)
+            .set_pkce_challenge(PkceCodeChallenge::from_code_verifier_sha256(&verifier));
+        if matches!(&attempt.then, Then::Client(ask) if ask.fresh) {
+            request = request.add_prompt(CoreAuthPrompt::Login);
+        }
+        Ok(request.url().0)
     }
 
     /// Who came back with `code`.

@@ -64,6 +64,103 @@ pub(super) enum Then {
         /// The short code that it shows.
         code: String,
     },
+    /// A client of ours waits to be told who the person is.
+    Client(Box<Ask>),
+}
+
+/// What a client of ours asked for, checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Ask {
+    /// Its id.
+    pub(super) client: String,
+    /// Where the person is led back to.
+    pub(super) redirect: String,
+    /// What the client may know.
+    pub(super) scopes: Vec<String>,
+    /// What it recognises its own request by.
+    pub(super) state: String,
+    /// What goes into its ID token.
+    pub(super) nonce: String,
+    /// SHA-256 of its verifier, in base64url.
+    pub(super) challenge: String,
+    /// Whether the person must log in anew, whatever session he has at his provider.
+    pub(super) fresh: bool,
+    /// When it ends.
+    pub(super) expires: Timestamp,
+}
+
+impl Sealed for Ask {
+    const PURPOSE: &'static [u8] = b"hanse oidc client ask";
+    const LIFE: Duration = Duration::from_secs(600);
+
+    fn expires(&self) -> Timestamp {
+        self.expires
+    }
+}
+
+/// The code that a client exchanges for tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Code {
+    /// Its own id: it is used up once.
+    pub(super) id: String,
+    /// What was asked for; only who asked may use it.
+    pub(super) ask: Ask,
+    /// Name of the user.
+    pub(super) user: String,
+    /// Uid of the user.
+    pub(super) uid: String,
+    /// When he logged in, if he was made to.
+    pub(super) auth_time: Option<Timestamp>,
+    /// When it ends.
+    pub(super) expires: Timestamp,
+}
+
+impl Sealed for Code {
+    const PURPOSE: &'static [u8] = b"hanse oidc code";
+    const LIFE: Duration = Duration::from_secs(60);
+
+    fn expires(&self) -> Timestamp {
+        self.expires
+    }
+}
+
+/// A refresh token.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Renewal {
+    /// Name of the login that it renews.
+    pub(super) grant: String,
+    /// It is good only until the next one is given.
+    pub(super) turn: u64,
+    /// When it ends.
+    pub(super) expires: Timestamp,
+}
+
+impl Sealed for Renewal {
+    const PURPOSE: &'static [u8] = b"hanse oidc refresh token";
+    /// The login itself says how long.
+    const LIFE: Duration = Duration::ZERO;
+
+    fn expires(&self) -> Timestamp {
+        self.expires
+    }
+}
+
+/// An access token: good for the user info of one login, and for nothing else.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Pass {
+    /// Name of the login.
+    pub(super) grant: String,
+    /// When it ends.
+    pub(super) expires: Timestamp,
+}
+
+impl Sealed for Pass {
+    const PURPOSE: &'static [u8] = b"hanse oidc access token";
+    const LIFE: Duration = Duration::from_secs(600);
+
+    fn expires(&self) -> Timestamp {
+        self.expires
+    }
 }
 
 impl Sealed for Attempt {

@@ -265,7 +265,7 @@ fn grant_key(code: &str) -> ObjectKey {
 }
 
 /// Requires that the user is still who he was, and may come in.
-async fn still_good(backend: &Backend, known: &Known) -> Result<Op, Fault> {
+pub(super) async fn still_good(backend: &Backend, known: &Known) -> Result<Op, Fault> {
     let key = ObjectKey::new(&USERS, "", &known.user);
     let stored = backend.objects.get(&key).await.map_err(|e| failed(&e))?;
     let gone = || refused(format!("the user {:?} is gone or disabled", known.user));

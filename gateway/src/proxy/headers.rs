@@ -81,9 +81,11 @@ pub(crate) struct Facts<'a> {
 
 /// Headers to send upstream.
 pub(crate) fn outgoing(incoming: &HeaderMap, facts: &Facts<'_>) -> HeaderMap {
+    let named = of_the_connection(incoming);
+    let passed = |name: &str| !named.iter().any(|n| n == name);
     let mut out = HeaderMap::with_capacity(incoming.len());
     let mut copy = |names: &[&'static str]| {
-        for name in names {
+        for name in names.iter().filter(|name| passed(name)) {
             for value in incoming.get_all(*name) {
                 out.append(HeaderName::from_static(name), value.clone());
             }
@@ -96,17 +98,20 @@ pub(crate) fn outgoing(incoming: &HeaderMap, facts: &Facts<'_>) -> HeaderMap {
         None => {}
     }
     if facts.app_proxy {
-        for (name, value) in incoming.iter().filter(|(name, _)| fit_for_apps(name)) {
+        for (name, value) in incoming
+            .iter()
+            .filter(|(name, _)| fit_for_apps(name) && passed(name.as_str()))
+        {
             out.append(name.clone(), value.clone());
         }
     }
-    if let Some(agent) = incoming.get(header::USER_AGENT) {
+    if let Some(agent) = incoming.get(header::USER_AGENT).filter(|_| passed("user-agent")) {
         let bytes = &agent.as_bytes()[..agent.len().min(MAX_USER_AGENT)];
         if let Ok(value) = HeaderValue::from_bytes(bytes) {
             out.insert(header::USER_AGENT, value);
         }
     }
-    if facts.upgrade == Some(Protocol::Websocket) {
+    if facts.upgrade == Some(Protocol::Websocket) && passed("sec-websocket-protocol") {
         subprotocols(incoming, &mut out);
     }
     ours(facts, &mut out);
@@ -174,15 +179,18 @@ const ORIGIN_BOUND: [&str; 6] = [
     "public-key-pins",
 ];
 
+/// Names in `Connection`: headers that are for the next hop only (RFC 9110, 7.6.1). Read as bytes, so that a strange one
+/// does not hide the others.
+fn of_the_connection(headers: &HeaderMap) -> Vec<String> {
+    let values = headers.get_all(header::CONNECTION).iter();
+    let names = values.flat_map(|v| v.as_bytes().split(|b| *b == b','));
+    let text = |name: &[u8]| String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase();
+    names.map(text).collect()
+}
+
 /// Headers of an upstream answer that the caller may see. For an upgrade the gateway adds its own afterwards.
 pub(crate) fn returned(upstream: &HeaderMap) -> HeaderMap {
-    let named: Vec<String> = upstream
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .map(|t| t.trim().to_ascii_lowercase())
-        .collect();
+    let named = of_the_connection(upstream);
     let mut out = HeaderMap::with_capacity(upstream.len());
     for (name, value) in upstream {
         let text = name.as_str();
@@ -196,6 +204,9 @@ pub(crate) fn returned(upstream: &HeaderMap) -> HeaderMap {
     }
     out
 }
+
+#[cfg(test)]
+mod fuzz;
 
 #[cfg(test)]
 mod tests {
@@ -277,6 +288,21 @@ mod tests {
             outgoing(&incoming, &facts(None, true)).get_all("accept").iter().count(),
             1
         );
+    }
+
+    #[test]
+    fn what_the_caller_says_is_for_this_hop_stays_here() {
+        let mut incoming = headers(&[
+            ("connection", "close, X-Secret"),
+            ("x-secret", "1"),
+            ("x-custom", "1"),
+            ("range", "bytes=0-1"),
+        ]);
+        incoming.append("connection", HeaderValue::from_bytes(b"range,\xff").unwrap());
+        let out = outgoing(&incoming, &facts(None, true));
+        assert!(out.contains_key("x-custom") && !out.contains_key("x-secret") && !out.contains_key("range"));
+        let out = returned(&incoming);
+        assert!(out.contains_key("x-custom") && !out.contains_key("x-secret") && !out.contains_key("range"));
     }
 
     #[test]

@@ -231,6 +231,9 @@ fn encode_segment(segment: &str, into: &mut String) {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -49,7 +49,7 @@ async fn fields_that_nobody_knows_are_refused_named_or_ignored() {
     assert!(warnings(&ignored).is_empty());
     send(&admin, "POST", &create("&fieldValidation=Maybe"), JSON, ODD)
         .await
-        .fails(400);
+        .fails(422);
     let put = format!("{API}/projects/default?fieldValidation=Strict");
     send(
         &admin,
@@ -129,7 +129,7 @@ async fn many_are_deleted_at_once() {
     assert_eq!(names(&dry), ["a", "b"]);
     send(&admin, "DELETE", &red, JSON, r#"{"dryRun":["Some"]}"#)
         .await
-        .fails(400);
+        .fails(422);
     assert_eq!(names(&admin.get(&red).await.good()), ["a", "b"], "nothing happened");
     let gone = admin.delete(&red).await.good();
     assert_eq!((&gone["kind"], names(&gone)), (&json!("ProjectList"), vec!["a", "b"]));
@@ -151,13 +151,7 @@ async fn a_dry_run_of_any_write_writes_nothing() {
         .await
         .good();
     assert_eq!(patched["spec"]["displayName"], "dry");
-    admin
-        .put(
-            &one,
-            &json!({ "metadata": { "name": "default" }, "spec": { "displayName": "dry" } }),
-        )
-        .await
-        .good();
+    admin.put(&one, &patched).await.good();
     let named = json!({ "metadata": { "name": "dry" } });
     admin.post(&format!("{API}/projects?dryRun=All"), &named).await.good();
     let status = format!("{API}/projects/default/status?dryRun=All");

@@ -1,7 +1,7 @@
 //! Objects go with their owners: the collector of the running gateway beside that of Kubernetes, and kubectl's cascades.
 
 use crate::kubectl::Kubectl;
-use crate::oracle::{Oracle, schema_of};
+use crate::oracle::{Oracle, PROJECT, definition};
 use crate::world::{API, Client, PATIENCE, World};
 use hanse_api::kinds::{KindName, PROJECTS, TEAMS, VIRTUAL_CLUSTER_INSTANCES};
 use hanse_gateway::access_key;
@@ -246,7 +246,7 @@ async fn objects_go_with_their_owners_as_in_kubernetes() {
     for seed in 1..5 {
         forests(&ours, seed, "ours").await;
     }
-    let Some(mut oracle) = Oracle::start(schema_of(&ours.client).await).await else {
+    let Some(mut oracle) = Oracle::start(vec![definition(&ours.client, &PROJECT).await]).await else {
         return;
     };
     if oracle.collect().is_none() {

@@ -36,9 +36,11 @@ async fn the_life_of_an_object() {
     assert_eq!(put["metadata"]["generation"], 2);
     let conflict = admin.put(&format!("{PROJECTS}/a"), &changed).await.fails(409);
     assert_eq!(conflict["reason"], "Conflict");
-    // Without a revision the change is unconditional; one that changes nothing writes nothing.
+    // Without a revision it could undo what others changed; one that changes nothing writes nothing.
     changed["metadata"].as_object_mut().unwrap().remove("resourceVersion");
-    let same = admin.put(&format!("{PROJECTS}/a"), &changed).await.good();
+    let unbound = admin.put(&format!("{PROJECTS}/a"), &changed).await.fails(422);
+    assert_eq!(unbound["details"]["causes"][0]["field"], "metadata.resourceVersion");
+    let same = admin.put(&format!("{PROJECTS}/a"), &put).await.good();
     assert_eq!(same["metadata"]["resourceVersion"], put["metadata"]["resourceVersion"]);
     let patched = admin
         .merge(
@@ -147,7 +149,7 @@ async fn bad_input_is_named() {
     admin
         .post(PROJECTS, &json!({ "kind": "Cluster", "metadata": { "name": "x" } }))
         .await
-        .fails(400);
+        .fails(422);
     admin
         .post(VCIS, &json!({ "metadata": { "name": "x", "namespace": "p-other" } }))
         .await
@@ -175,7 +177,7 @@ async fn bad_input_is_named() {
     };
     patch("application/merge-patch+json", "{").await.fails(400);
     patch("application/strategic-merge-patch+json", "{}").await.fails(415);
-    patch("application/apply-patch+yaml", "{}").await.fails(400);
+    patch("application/apply-patch+yaml", "{}").await.fails(422);
     patch(
         "application/json-patch+json",
         "[{\"op\":\"test\",\"path\":\"/spec/x\",\"value\":1}]",
@@ -194,7 +196,8 @@ async fn bad_input_is_named() {
         .get(&format!("{PROJECTS}?fieldSelector=spec.x%3D1"))
         .await
         .fails(400);
-    admin.get(&format!("{PROJECTS}?dryRun=Some")).await.fails(400);
+    let some = format!("{PROJECTS}?dryRun=Some");
+    assert_eq!(fault(admin.post(&some, &named("dry")).await.fails(422)), "dryRun");
     admin
         .get("/kubernetes/management/apis/management.loft.sh/v2/projects")
         .await

@@ -30,7 +30,8 @@ fn free_port() -> u16 {
 }
 
 impl Oracle {
-    pub async fn start(schema: Value) -> Option<Self> {
+    /// Starts both and defines the kinds.
+    pub async fn start(definitions: Vec<Value>) -> Option<Self> {
         let (Some(etcd), Some(server)) = (tool("etcd"), tool("kube-apiserver")) else {
             eprintln!("left out: there is no kube-apiserver (HANSE_KUBE_TOOLS, the cache of the kube tools, PATH)");
             return None;
@@ -90,7 +91,7 @@ impl Oracle {
         let addr: SocketAddr = ([127, 0, 0, 1], port).into();
         let client = Client::new(addr, pki.authority().cert_pem().to_owned(), Some("oracle".into()));
         let oracle = Self { client, children, home };
-        oracle.serve(addr, schema).await;
+        oracle.serve(addr, &definitions).await;
         Some(oracle)
     }
 
@@ -128,8 +129,8 @@ impl Oracle {
         std::fs::read_to_string(self.home.path().join("manager.log")).unwrap_or_default()
     }
 
-    /// Defines the kind and waits until it is served.
-    async fn serve(&self, addr: SocketAddr, schema: Value) {
+    /// Defines the kinds and waits until they are served.
+    async fn serve(&self, addr: SocketAddr, definitions: &[Value]) {
         let started = Instant::now();
         let pause = || async {
             let log = || std::fs::read_to_string(self.home.path().join("apiserver.log")).unwrap_or_default();
@@ -151,29 +152,65 @@ impl Oracle {
         while !ready().await.is_ok_and(|ready| ready) {
             pause().await;
         }
-        let kind = json!({
-            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": { "name": "projects.management.loft.sh" },
-            "spec": {
-                "group": "management.loft.sh", "scope": "Cluster",
-                "names": { "plural": "projects", "singular": "project", "kind": "Project", "listKind": "ProjectList" },
-                "versions": [{ "name": "v1", "served": true, "storage": true, "subresources": { "status": {} },
-                               "schema": { "openAPIV3Schema": schema } }],
-            },
-        });
         let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-        self.client.post(path, &kind).await.good();
-        while self.client.get(PROJECTS).await.code != 200 {
-            pause().await;
+        for definition in definitions {
+            self.client.post(path, definition).await.good();
+        }
+        for definition in definitions {
+            let (spec, plural) = (&definition["spec"], &definition["spec"]["names"]["plural"]);
+            let (group, plural) = (spec["group"].as_str().unwrap(), plural.as_str().unwrap());
+            while self.client.get(&format!("/apis/{group}/v1/{plural}")).await.code != 200 {
+                pause().await;
+            }
         }
     }
 }
 
-/// The schema that this gateway publishes, as a custom resource wants it.
-pub async fn schema_of(client: &Client) -> Value {
-    let path = "/kubernetes/management/openapi/v3/apis/management.loft.sh/v1";
-    let document = client.get(path).await.good();
-    let mut schema = document["components"]["schemas"]["sh.loft.management.v1.Project"].clone();
+/// A kind that both serve.
+#[derive(Clone, Copy, Debug)]
+pub struct Served {
+    pub group: &'static str,
+    pub plural: &'static str,
+    pub kind: &'static str,
+    pub namespaced: bool,
+    pub has_status: bool,
+}
+
+pub const PROJECT: Served = Served {
+    group: "management.loft.sh",
+    plural: "projects",
+    kind: "Project",
+    namespaced: false,
+    has_status: true,
+};
+
+/// The kind as a custom resource, with the schema that this gateway publishes.
+pub async fn definition(client: &Client, served: &Served) -> Value {
+    let Served {
+        group, plural, kind, ..
+    } = *served;
+    let mut version = json!({ "name": "v1", "served": true, "storage": true });
+    version["schema"]["openAPIV3Schema"] = schema_of(client, served).await;
+    if served.has_status {
+        version["subresources"] = json!({ "status": {} });
+    }
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": { "name": format!("{plural}.{group}") },
+        "spec": {
+            "group": group, "scope": if served.namespaced { "Namespaced" } else { "Cluster" },
+            "names": { "plural": plural, "singular": kind.to_lowercase(), "kind": kind, "listKind": format!("{kind}List") },
+            "versions": [version],
+        },
+    })
+}
+
+async fn schema_of(client: &Client, served: &Served) -> Value {
+    let path = format!("/kubernetes/management/openapi/v3/apis/{}/v1", served.group);
+    let document = client.get(&path).await.good();
+    let group: Vec<&str> = served.group.split('.').rev().collect();
+    let name = format!("{}.v1.{}", group.join("."), served.kind);
+    let mut schema = document["components"]["schemas"][name].clone();
     schema["properties"]["metadata"] = json!({ "type": "object" });
     schema
         .as_object_mut()
@@ -183,7 +220,7 @@ pub async fn schema_of(client: &Client) -> Value {
 }
 
 /// What both must agree in.
-fn normal(answer: &Answer) -> Value {
+pub fn normal(answer: &Answer) -> Value {
     let mut body = answer.json();
     strip(&mut body);
     let mut warnings: Vec<&str> = answer
@@ -196,7 +233,7 @@ fn normal(answer: &Answer) -> Value {
     json!({ "code": answer.code.as_u16(), "body": body, "warnings": warnings })
 }
 
-fn strip(value: &mut Value) {
+pub fn strip(value: &mut Value) {
     match value {
         Value::Object(map) => {
             for key in ["uid", "resourceVersion", "creationTimestamp", "time"] {
@@ -260,7 +297,7 @@ async fn with_uids(client: &Client, prefix: &str, text: String) -> String {
 impl Pair {
     async fn new(world: &World) -> Option<Self> {
         let ours = world.admin();
-        let oracle = Oracle::start(schema_of(&ours).await).await?;
+        let oracle = Oracle::start(vec![definition(&ours, &PROJECT).await]).await?;
         Some(Self { ours, oracle })
     }
 

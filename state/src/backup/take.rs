@@ -94,7 +94,7 @@ fn spaces(view: &dyn Reader, group: GroupId) -> Result<BTreeMap<KeySpace, SpaceR
     }
     for family in [Cf::Key, Cf::Lease] {
         let from = group.prefix();
-        let mut cursor = view.cursor(family, &from, &keys::prefix_end(&from))?;
+        let mut cursor = view.sweep(family, &from, &keys::prefix_end(&from))?;
         while let Some((key, _)) = cursor.current() {
             let (name, _) = KeySpace::split(key).ok_or_else(|| malformed("a row"))?;
             let next = keys::prefix_end(&name.engine_prefix());
@@ -169,7 +169,7 @@ fn space(
 }
 
 fn newest_versions(view: &dyn Reader, prefix: &[u8], to: &mut Outgoing<'_, '_>) -> Result<(), BackupError> {
-    let mut cursor = view.cursor(Cf::Key, prefix, &keys::prefix_end(prefix))?;
+    let mut cursor = view.sweep(Cf::Key, prefix, &keys::prefix_end(prefix))?;
     let mut seen: Option<Bytes> = None;
     while let Some((raw_key, raw)) = cursor.current() {
         let split = raw_key.get(prefix.len()..).and_then(keys::split_version_key);

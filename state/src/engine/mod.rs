@@ -72,6 +72,14 @@ pub enum EngineError {
         /// The engine's own words.
         detail: String,
     },
+    /// Its files are there, and are not what was written.
+    #[error("the store at {path} is damaged: {detail}")]
+    Damaged {
+        /// Directory.
+        path: String,
+        /// The engine's own words.
+        detail: String,
+    },
     /// A read failed.
     #[error("cannot read from family {family}: {detail}")]
     Read {
@@ -92,7 +100,8 @@ impl EngineError {
     /// Whether the same call may succeed later: never, because after a failed sync nobody knows what the disk holds.
     pub fn retryable(&self) -> bool {
         match self {
-            Self::Open { .. } | Self::Read { .. } | Self::Write(_) | Self::Stopped(_) => false,
+            Self::Open { .. } | Self::Damaged { .. } => false,
+            Self::Read { .. } | Self::Write(_) | Self::Stopped(_) => false,
         }
     }
 }
@@ -180,6 +189,10 @@ pub trait Reader: Send + Sync {
     fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
     /// A cursor at the first key of `[from, to)`; an empty `to` has no end.
     fn cursor<'a>(&'a self, cf: Cf, from: &[u8], to: &[u8]) -> Result<Box<dyn Cursor + 'a>, EngineError>;
+    /// The same for who goes through much of it, once: it leaves what is cached alone, and reads ahead.
+    fn sweep<'a>(&'a self, cf: Cf, from: &[u8], to: &[u8]) -> Result<Box<dyn Cursor + 'a>, EngineError> {
+        self.cursor(cf, from, to)
+    }
     /// The last key of `[from, to)` and its value.
     fn last(&self, cf: Cf, from: &[u8], to: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError>;
 

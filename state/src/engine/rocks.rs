@@ -7,7 +7,8 @@ use super::{BatchOp, Cf, Cursor, Engine, EngineError, Reader, WriteBatch};
 use bytes::Bytes;
 use rocksdb::{
     BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBRawIteratorWithThreadMode, DBRecoveryMode, LogLevel, Options, ReadOptions, SnapshotWithThreadMode, WriteOptions,
+    DBRawIteratorWithThreadMode, DBRecoveryMode, ErrorKind, LogLevel, Options, ReadOptions, SnapshotWithThreadMode,
+    WriteOptions,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -27,11 +28,14 @@ impl Default for RocksOptions {
     fn default() -> Self {
         Self {
             block_cache: 256 << 20,
-            max_wal: 512 << 20,
+            max_wal: 128 << 20,
             memtable: 64 << 20,
         }
     }
 }
+
+/// Bytes that are read at once by who goes through much.
+const READ_AHEAD: usize = 2 << 20;
 
 /// The engine.
 pub struct RocksEngine {
@@ -93,11 +97,8 @@ impl RocksEngine {
     pub fn open(path: &Path, options: &RocksOptions) -> Result<Self, EngineError> {
         let cache = Cache::new_lru_cache(options.block_cache);
         let families = Cf::ALL.map(|cf| ColumnFamilyDescriptor::new(cf.name(), family_options(cf, options, &cache)));
-        let db =
-            DB::open_cf_descriptors(&database_options(options), path, families).map_err(|error| EngineError::Open {
-                path: path.display().to_string(),
-                detail: error.to_string(),
-            })?;
+        let db = DB::open_cf_descriptors(&database_options(options), path, families);
+        let db = db.map_err(|error| open_error(path, &error))?;
         let mut sync = WriteOptions::default();
         sync.set_sync(true);
         Ok(Self {
@@ -121,8 +122,8 @@ impl RocksEngine {
         from: &[u8],
         to: &[u8],
         snapshot: Option<&SnapshotWithThreadMode<'_, DB>>,
+        mut read: ReadOptions,
     ) -> Result<RocksCursor<'_>, EngineError> {
-        let mut read = ReadOptions::default();
         read.set_iterate_lower_bound(from);
         if !to.is_empty() {
             read.set_iterate_upper_bound(to);
@@ -144,6 +145,14 @@ impl RocksEngine {
             .get_pinned_cf_opt(&self.family(cf)?, key, read)
             .map_err(|error| read_error(cf, &error))?;
         Ok(found.map(|value| Bytes::copy_from_slice(&value)))
+    }
+}
+
+fn open_error(path: &Path, error: &rocksdb::Error) -> EngineError {
+    let (path, detail) = (path.display().to_string(), error.to_string());
+    match error.kind() {
+        ErrorKind::Corruption => EngineError::Damaged { path, detail },
+        _ => EngineError::Open { path, detail },
     }
 }
 
@@ -186,6 +195,14 @@ impl Cursor for RocksCursor<'_> {
     }
 }
 
+/// For a cursor that goes through much, once.
+fn sweeping() -> ReadOptions {
+    let mut read = ReadOptions::default();
+    read.fill_cache(false);
+    read.set_readahead_size(READ_AHEAD);
+    read
+}
+
 fn start(mut cursor: RocksCursor<'_>) -> Result<Box<dyn Cursor + '_>, EngineError> {
     if !cursor.empty {
         cursor.raw.seek_to_first();
@@ -211,11 +228,15 @@ impl Reader for RocksEngine {
     }
 
     fn cursor<'a>(&'a self, cf: Cf, from: &[u8], to: &[u8]) -> Result<Box<dyn Cursor + 'a>, EngineError> {
-        start(self.cursor_with(cf, from, to, None)?)
+        start(self.cursor_with(cf, from, to, None, ReadOptions::default())?)
+    }
+
+    fn sweep<'a>(&'a self, cf: Cf, from: &[u8], to: &[u8]) -> Result<Box<dyn Cursor + 'a>, EngineError> {
+        start(self.cursor_with(cf, from, to, None, sweeping())?)
     }
 
     fn last(&self, cf: Cf, from: &[u8], to: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
-        last(self.cursor_with(cf, from, to, None)?)
+        last(self.cursor_with(cf, from, to, None, ReadOptions::default())?)
     }
 }
 
@@ -232,11 +253,18 @@ impl Reader for RocksSnapshot<'_> {
     }
 
     fn cursor<'a>(&'a self, cf: Cf, from: &[u8], to: &[u8]) -> Result<Box<dyn Cursor + 'a>, EngineError> {
-        start(self.engine.cursor_with(cf, from, to, Some(&self.snapshot))?)
+        let read = ReadOptions::default();
+        start(self.engine.cursor_with(cf, from, to, Some(&self.snapshot), read)?)
+    }
+
+    fn sweep<'a>(&'a self, cf: Cf, from: &[u8], to: &[u8]) -> Result<Box<dyn Cursor + 'a>, EngineError> {
+        let read = sweeping();
+        start(self.engine.cursor_with(cf, from, to, Some(&self.snapshot), read)?)
     }
 
     fn last(&self, cf: Cf, from: &[u8], to: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
-        last(self.engine.cursor_with(cf, from, to, Some(&self.snapshot))?)
+        let read = ReadOptions::default();
+        last(self.engine.cursor_with(cf, from, to, Some(&self.snapshot), read)?)
     }
 }
 
@@ -289,5 +317,36 @@ impl Engine for RocksEngine {
             Cf::ALL.into_iter().filter_map(of).sum()
         };
         property("rocksdb.total-sst-files-size") + property("rocksdb.size-all-mem-tables")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_store_whose_files_were_changed_is_damaged_and_one_in_use_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || RocksEngine::open(dir.path(), &RocksOptions::default());
+        let engine = open().unwrap();
+        assert!(matches!(open(), Err(EngineError::Open { .. })), "another has it");
+        let mut batch = WriteBatch::new();
+        batch.put(Cf::Meta, "a", "1");
+        engine.write(batch, true).unwrap();
+        drop(engine);
+        let entries = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        let is_manifest = |path: &std::path::PathBuf| path.to_string_lossy().contains("MANIFEST");
+        let manifest = entries.into_iter().find(is_manifest).unwrap();
+        let good = fs::read(&manifest).unwrap();
+        let mut bytes = good.clone();
+        bytes[20] ^= 1;
+        fs::write(&manifest, bytes).unwrap();
+        let error = open().err().unwrap();
+        assert!(matches!(error, EngineError::Damaged { .. }), "{error}");
+        assert!(!error.retryable());
+        fs::write(&manifest, good).unwrap();
+        let engine = open().unwrap();
+        assert_eq!(engine.get(Cf::Meta, b"a").unwrap().unwrap(), "1");
     }
 }

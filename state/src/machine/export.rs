@@ -80,7 +80,7 @@ fn load(view: &dyn Reader, space: &Space, key: Bytes, revision: i64) -> Result<p
 /// What was present just before the floor: its events are gone, so it is gathered by key and put in order.
 fn old_versions(view: &dyn Reader, space: &Space, floor: i64, emit: &mut Emit<'_>) -> Result<(), StoreError> {
     let mut present: Vec<(i64, Bytes)> = Vec::new();
-    let mut cursor = view.cursor(Cf::Key, &space.prefix, &keys::prefix_end(&space.prefix))?;
+    let mut cursor = view.sweep(Cf::Key, &space.prefix, &keys::prefix_end(&space.prefix))?;
     let mut decided: Option<Bytes> = None;
     while let Some((raw_key, value)) = cursor.current() {
         let split = raw_key.get(space.prefix.len()..).and_then(keys::split_version_key);

@@ -215,13 +215,17 @@ impl Index {
         }
     }
 
-    /// Adds all versions of a key, oldest first, while the index is built anew.
-    pub(crate) fn load(&mut self, key: Bytes, versions: Vec<Version>) {
-        self.bytes += versions.iter().map(|version| version.stored_bytes(&key)).sum::<u64>();
-        self.count(&key, None, versions.last().copied());
-        let history = match versions.as_slice() {
-            [one] => History::One(*one),
-            _ => History::Many(versions),
+    /// Adds all versions of a key, while the index is built anew: the latest, and the others newest first.
+    pub(crate) fn load(&mut self, key: Bytes, latest: Version, mut others: Vec<Version>) {
+        let all = std::iter::once(&latest).chain(&others);
+        self.bytes += all.map(|version| version.stored_bytes(&key)).sum::<u64>();
+        self.count(&key, None, Some(latest));
+        let history = if others.is_empty() {
+            History::One(latest)
+        } else {
+            others.reverse();
+            others.push(latest);
+            History::Many(others)
         };
         self.keys.insert(key, history);
     }

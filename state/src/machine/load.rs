@@ -1,6 +1,6 @@
 //! Memory from the engine: at the start, and after a snapshot took the content's place.
 
-use crate::engine::{Cf, Reader};
+use crate::engine::{Cf, Cursor, Reader};
 use crate::error::StoreError;
 use crate::keys::{self, GroupId, KeySpace};
 use crate::machine::index::Version;
@@ -11,6 +11,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 type Spaces = BTreeMap<KeySpace, Arc<Space>>;
+
+/// Keys that go into memory at once.
+const BATCH: usize = 4096;
+/// Batches that wait for that.
+const AHEAD: usize = 4;
 
 /// Revision of a store in which nothing was ever written; etcd's.
 pub(crate) const FIRST_REVISION: i64 = 1;
@@ -67,64 +72,114 @@ fn load_leases(group: GroupId, engine: &dyn Reader, spaces: &mut Spaces) -> Resu
     Ok(())
 }
 
-/// Versions of one key, gathered newest first as they lie in the engine.
+/// A key with its versions, newest first, as they lie in the engine.
 struct Gathered {
-    space: Arc<Space>,
     key: Bytes,
-    versions: Vec<Version>,
+    latest: Version,
+    others: Vec<Version>,
 }
 
-impl Gathered {
-    fn finish(mut self) {
-        self.versions.reverse();
-        if let Some(latest) = self.versions.last() {
-            self.space.attach(&self.key, None, latest);
+/// Keys of one space, in order.
+struct Batch {
+    space: Arc<Space>,
+    keys: Vec<Gathered>,
+}
+
+impl Batch {
+    /// Puts them into memory.
+    fn enter(self) {
+        let Self { space, keys } = self;
+        for Gathered { key, latest, .. } in &keys {
+            space.attach(key, None, latest);
         }
-        let (key, versions) = (self.key, self.versions);
-        self.space.change_index(|index| index.load(key, versions));
+        space.change_index(|index| {
+            for Gathered { key, latest, others } in keys {
+                index.load(key, latest, others);
+            }
+        });
     }
 }
 
+/// Where the versions of a group are being read.
+struct Versions<'a> {
+    cursor: Box<dyn Cursor + 'a>,
+    spaces: &'a mut Spaces,
+    /// Of the group: nothing is newer.
+    revision: i64,
+}
+
+impl Versions<'_> {
+    /// Some keys of one space. None: that was all.
+    fn batch(&mut self) -> Result<Option<Batch>, StoreError> {
+        let mut batch: Option<Batch> = None;
+        while let Some((raw_key, value)) = self.cursor.current() {
+            let malformed = || StoreError::Corrupt("a version has a malformed key".to_owned());
+            // Most versions are of the space before: its prefix is compared, not decoded.
+            let same = batch
+                .as_ref()
+                .and_then(|batch| raw_key.strip_prefix(batch.space.prefix.as_slice()));
+            let rest = match (&batch, same) {
+                (Some(_), Some(rest)) => rest,
+                (Some(_), None) => return Ok(batch),
+                (None, _) => {
+                    let (name, rest) = KeySpace::split(raw_key).ok_or_else(malformed)?;
+                    let space = space(self.spaces, &name).clone();
+                    let keys = Vec::with_capacity(BATCH);
+                    batch = Some(Batch { space, keys });
+                    rest
+                }
+            };
+            let keys = batch.as_mut().map(|batch| &mut batch.keys).ok_or_else(malformed)?;
+            let (key, modified) = keys::split_version_key(rest).ok_or_else(malformed)?;
+            let revision = self.revision;
+            if modified > revision {
+                let text = format!("a version at revision {modified} while the group is at {revision}");
+                return Err(StoreError::Corrupt(text));
+            }
+            let version = record::decode_version(value, modified)?;
+            let full = keys.len() >= BATCH;
+            match keys.last_mut() {
+                Some(before) if before.key == key => before.others.push(version),
+                Some(_) if full => return Ok(batch),
+                _ => keys.push(Gathered {
+                    key,
+                    latest: version,
+                    others: Vec::new(),
+                }),
+            }
+            self.cursor.advance()?;
+        }
+        Ok(batch)
+    }
+}
+
+/// Reads in this thread and, if it is more than a batch, fills memory in another: each takes about half of the time.
 fn load_versions(group: GroupId, engine: &dyn Reader, spaces: &mut Spaces, revision: i64) -> Result<(), StoreError> {
     let from = group.prefix();
-    let mut cursor = engine.cursor(Cf::Key, &from, &keys::prefix_end(&from))?;
-    let mut gathered: Option<Gathered> = None;
-    while let Some((raw_key, value)) = cursor.current() {
-        let malformed = || StoreError::Corrupt("a version has a malformed key".to_owned());
-        // Most versions are of the space before: its prefix is compared, not decoded.
-        let same = gathered
-            .as_ref()
-            .filter(|before| raw_key.starts_with(&before.space.prefix));
-        let (space, rest) = match same {
-            Some(before) => (before.space.clone(), &raw_key[before.space.prefix.len()..]),
-            None => {
-                let (name, rest) = KeySpace::split(raw_key).ok_or_else(malformed)?;
-                (space(spaces, &name).clone(), rest)
-            }
-        };
-        let (key, modified) = keys::split_version_key(rest).ok_or_else(malformed)?;
-        if modified > revision {
-            let text = format!("a version at revision {modified} while the group is at {revision}");
-            return Err(StoreError::Corrupt(text));
-        }
-        let version = record::decode_version(value, modified)?;
-        match &mut gathered {
-            Some(before) if Arc::ptr_eq(&before.space, &space) && before.key == key => before.versions.push(version),
-            _ => {
-                let next = Gathered {
-                    space,
-                    key,
-                    versions: vec![version],
-                };
-                if let Some(before) = gathered.replace(next) {
-                    before.finish();
-                }
+    let mut versions = Versions {
+        cursor: engine.sweep(Cf::Key, &from, &keys::prefix_end(&from))?,
+        spaces,
+        revision,
+    };
+    let Some(first) = versions.batch()? else {
+        return Ok(());
+    };
+    first.enter();
+    let Some(mut next) = versions.batch()? else {
+        return Ok(());
+    };
+    std::thread::scope(|scope| {
+        let (batches, queue) = std::sync::mpsc::sync_channel::<Batch>(AHEAD);
+        let fill = std::thread::Builder::new().name(format!("load-{}", group.0));
+        let fill = fill.spawn_scoped(scope, move || queue.into_iter().for_each(Batch::enter));
+        fill.map_err(|error| StoreError::Storage(format!("start the thread that fills memory: {error}")))?;
+        // It takes them until there are no more; if it panicked, so does the scope.
+        while batches.send(next).is_ok() {
+            match versions.batch()? {
+                Some(batch) => next = batch,
+                None => break,
             }
         }
-        cursor.advance()?;
-    }
-    if let Some(last) = gathered {
-        last.finish();
-    }
-    Ok(())
+        Ok(())
+    })
 }

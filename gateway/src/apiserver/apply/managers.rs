@@ -3,7 +3,7 @@
 //! A plain write takes the fields that it changes away from everybody else. An apply says all that its manager wants: what
 //! he no longer names goes unless others manage it too, and what others manage with another value is a conflict.
 
-use super::set::Set;
+use super::set::{Element, Set};
 use super::typed::{compare, fields_of, merge, remove, with_containers};
 use crate::apiserver::schema::Node;
 use hanse_api::Timestamp;
@@ -102,6 +102,13 @@ fn unmanaged() -> Set {
     set
 }
 
+/// A set without what nobody manages.
+fn managed_of(set: &Set) -> Set {
+    let mut managed = set.outside(&unmanaged());
+    managed.members.remove(&Element::field("metadata"));
+    managed
+}
+
 impl Managed {
     /// From `metadata.managedFields`; nothing when it cannot be read.
     pub(crate) fn decode(entries: &Value) -> Option<Self> {
@@ -198,8 +205,7 @@ impl Managed {
         let written = difference.written().outside(&rules.ignored);
         let conflicts = self.holders(&written, None);
         self.lose(&conflicts, &difference.removed.outside(&rules.ignored));
-        let mut own = written.outside(&unmanaged());
-        own.members.remove(&super::set::Element::field("metadata"));
+        let own = managed_of(&written);
         if !own.is_empty() {
             let fields = self.0.entry(manager.clone()).or_default();
             fields.set = std::mem::take(&mut fields.set).union(&own);
@@ -229,10 +235,8 @@ impl Managed {
             self = self.updated(rules, &json!({}), live, &before);
         }
         let merged = merge(rules.node, live, config);
-        let mut set = fields_of(rules.node, config)
-            .outside(&rules.ignored)
-            .outside(&unmanaged());
-        set.members.remove(&super::set::Element::field("metadata"));
+        // With the name and what else nobody manages until it is known what goes: what this manager says stays.
+        let set = fields_of(rules.node, config).outside(&rules.ignored);
         let last = self.0.insert(
             manager.clone(),
             Fields {
@@ -247,6 +251,9 @@ impl Managed {
             Some(last) => self.pruned(rules.node, &merged, &last.set),
             None => merged,
         };
+        if let Some(mine) = self.0.get_mut(manager) {
+            mine.set = managed_of(&mine.set);
+        }
         let difference = compare(rules.node, live, &new);
         let written = difference.written().outside(&rules.ignored);
         let conflicts = self.holders(&written, Some(manager));
@@ -320,6 +327,9 @@ impl Managed {
 }
 
 #[cfg(test)]
+mod model;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::apiserver::schema::{self, compile};
@@ -384,6 +394,24 @@ mod tests {
         // An apply that changes nothing says so.
         let (again, _) = managed.applied(&rules(node, 6), &left, &other, &bob, false).unwrap();
         assert_eq!(again, None);
+    }
+
+    /// The metadata that goes with the label holds the name.
+    #[test]
+    fn an_object_keeps_its_name_when_the_only_manager_of_metadata_lets_go() {
+        let (node, ann) = (project(), who(Operation::Apply, "ann"));
+        let spec = json!({ "displayName": "A" });
+        let labelled = object(spec.clone(), json!({ "x": "1" }));
+        let (live, managed) = Managed::default()
+            .applied(&rules(node, 1), &json!({}), &labelled, &ann, false)
+            .unwrap();
+        let mut live = live.unwrap();
+        live["metadata"]["uid"] = "u".into();
+        let bare = json!({ "metadata": { "name": "a" }, "spec": spec });
+        let (left, managed) = managed.applied(&rules(node, 2), &live, &bare, &ann, true).unwrap();
+        assert_eq!(left.unwrap()["metadata"]["name"], "a");
+        let entries = managed.encode();
+        assert_eq!(entries[0]["fieldsV1"], json!({ "f:spec": { "f:displayName": {} } }));
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod set;
 mod typed;
 
 use super::negotiation::decode_as;
+use super::options::MAX_MANAGER;
 use super::{Call, fields, object, schema};
 use crate::kinds::api_version;
 use hanse_api::Timestamp;
@@ -18,8 +19,6 @@ use std::collections::BTreeMap;
 
 /// Media type of an apply.
 pub(crate) const MEDIA: &str = "application/apply-patch+yaml";
-/// Longest name of a manager (as in Kubernetes).
-const MAX_MANAGER: usize = 128;
 /// Most conflicts that are named.
 const MAX_CONFLICTS: usize = 200;
 
@@ -47,61 +46,26 @@ pub(crate) fn read(call: &Call<'_>, body: &[u8]) -> Result<(Apply, Vec<String>),
     if let Some(path) = typed::duplicate_item(node, &config) {
         return bad(&format!("duplicate entries for key {path}"));
     }
-    let manager = manager(call, Operation::Apply)?;
-    if call.query.first("fieldManager").unwrap_or_default().is_empty() {
-        let message = "Required value: is required for apply patch";
-        return Err(option_fault("fieldManager", "FieldValueRequired", message));
-    }
+    let manager = manager(call, Operation::Apply);
     let force = call.query.flag("force");
     Ok((Apply { config, force, manager }, warnings))
 }
 
-/// Refuses `force` where nothing is applied.
-pub(crate) fn refuse_force(call: &Call<'_>) -> Result<(), Box<Status>> {
-    match call.query.flag_if_given("force") {
-        None => Ok(()),
-        Some(_) => Err(option_fault(
-            "force",
-            "FieldValueForbidden",
-            "Forbidden: may not be specified for non-apply patch",
-        )),
-    }
-}
-
-fn option_fault(field: &str, reason: &str, message: &str) -> Box<Status> {
-    let cause = Cause {
-        reason: reason.into(),
-        message: message.into(),
-        field: field.into(),
-    };
-    Box::new(Status::invalid("meta.k8s.io", "PatchOptions", "", vec![cause]))
-}
-
 /// Who writes: `fieldManager`, or else the program that the caller says he is.
-fn manager(call: &Call<'_>, operation: Operation) -> Result<Manager, Box<Status>> {
+fn manager(call: &Call<'_>, operation: Operation) -> Manager {
     let given = call.query.first("fieldManager").unwrap_or_default();
     let agent = || {
         let text = call.headers.get(USER_AGENT).and_then(|v| v.to_str().ok());
         let program = text.and_then(|t| t.split('/').next()).unwrap_or_default();
         program.chars().take(MAX_MANAGER).collect::<String>()
     };
-    let invalid = |message: &str| {
-        let message = format!("Invalid value: {given:?}: {message}");
-        Err(option_fault("fieldManager", "FieldValueInvalid", &message))
-    };
-    if given.len() > MAX_MANAGER {
-        return invalid(&format!("may not be longer than {MAX_MANAGER}"));
-    }
-    if given.chars().any(char::is_control) {
-        return invalid("should only contain printable characters");
-    }
     let name = if given.is_empty() { agent() } else { given.to_owned() };
-    Ok(Manager {
+    Manager {
         operation,
         name: if name.is_empty() { "unknown".into() } else { name },
         version: api_version(call.kind.names()),
         subresource: call.info.subresource.clone(),
-    })
+    }
 }
 
 fn rules(call: &Call<'_>, now: Timestamp) -> Rules<'static> {
@@ -158,13 +122,13 @@ pub(crate) fn track(
             &rules(call, now),
             &bare(live),
             &bare(new),
-            &manager(call, Operation::Update)?,
+            &manager(call, Operation::Update),
         ),
         None => base.updated(
             &rules(call, now),
             &json!({}),
             &bare(new),
-            &manager(call, Operation::Update)?,
+            &manager(call, Operation::Update),
         ),
     };
     enter(live, new, &tracked);
