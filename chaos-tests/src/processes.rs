@@ -24,7 +24,7 @@ pub struct Process {
 impl Process {
     /// Whether it still runs.
     pub fn is_alive(&self) -> bool {
-        stat(self.pid).is_some_and(|(state, start)| start == self.start && !matches!(state, 'Z' | 'X'))
+        stat(self.pid).is_some_and(|(ended, start)| start == self.start && !ended)
     }
 
     /// `kill -9`, and waits until it is gone.
@@ -45,13 +45,15 @@ impl Process {
     }
 }
 
-/// State and start time by `/proc/PID/stat`, proc(5).
-fn stat(pid: i32) -> Option<(char, u64)> {
+/// Whether it has ended, and its start time, by `/proc/PID/stat`, proc(5). A process whose first thread is a zombie keeps
+/// its ports until its last thread has ended.
+fn stat(pid: i32) -> Option<(bool, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_whitespace();
     let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
+    let threads: u64 = fields.nth(16)?.parse().ok()?;
+    Some((matches!(state, 'Z' | 'X') && threads <= 1, fields.nth(1)?.parse().ok()?))
 }
 
 /// The process that the JSON file at `path` names under the keys `pid` and `start`.
@@ -106,8 +108,7 @@ pub fn holding(text: &str) -> Vec<(Process, String)> {
         };
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         if line.contains(text)
-            && let Some((state, start)) = stat(pid)
-            && !matches!(state, 'Z' | 'X')
+            && let Some((false, start)) = stat(pid)
         {
             found.push((Process { pid, start }, line));
         }

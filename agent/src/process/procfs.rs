@@ -6,7 +6,7 @@ use std::io;
 /// A process that exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stat {
-    /// Whether it ended already and only waits for its parent.
+    /// Whether all its threads ended already and it only waits for its parent.
     pub(super) ended: bool,
     /// When it started, in clock ticks since boot: with the pid it names a process for one boot.
     pub(super) start_ticks: u64,
@@ -38,10 +38,12 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?;
-    // `state` is field 3, the start time field 22.
-    let start_ticks = fields.nth(18)?.parse().ok()?;
+    // `state` is field 3, the number of threads field 20, the start time field 22.
+    let threads: u64 = fields.nth(16)?.parse().ok()?;
+    let start_ticks = fields.nth(1)?.parse().ok()?;
     Some(Stat {
-        ended: matches!(state, "Z" | "X" | "x"),
+        // The first thread can be a zombie while another one still holds the process's ports and locks.
+        ended: matches!(state, "Z" | "X" | "x") && threads <= 1,
         start_ticks,
     })
 }

@@ -5,6 +5,7 @@ use super::ports::{self, Protocol};
 use super::service::{Role, Service};
 use super::tools::{self, Tools};
 use crate::error::{Error, Result};
+use hanse_runtime::clock::Clock;
 use std::path::Path;
 
 /// Free space that a start asks for: logs, write-ahead logs and tables of three servers, certificates, tenants' logs.
@@ -29,9 +30,10 @@ fn enough(path: &Path, free_mb: u64) -> Result<()> {
 }
 
 /// Fails unless every address of a process that is to start is free.
-pub(crate) fn free_ports(layout: &Layout, plan: &Plan, regions: &[Region]) -> Result<()> {
+pub(crate) async fn free_ports(layout: &Layout, plan: &Plan, regions: &[Region], clock: &dyn Clock) -> Result<()> {
     for region in regions {
         let server = Service::in_region(layout, &region.name, Role::Server);
+        server.settled(clock).await;
         if server.running().is_none() {
             let name = &region.name;
             ports::check(region.gateway(), Protocol::Tcp, &format!("the gateway of {name}"))?;
@@ -39,18 +41,20 @@ pub(crate) fn free_ports(layout: &Layout, plan: &Plan, regions: &[Region]) -> Re
             ports::check(region.tunnel(), Protocol::Udp, &format!("the tunnel of {name}"))?;
         }
     }
-    if Service::front_door(layout).running().is_none() {
+    let front_door = Service::front_door(layout);
+    front_door.settled(clock).await;
+    if front_door.running().is_none() {
         ports::check(plan.front_door(), Protocol::Tcp, "the front door")?;
     }
     Ok(())
 }
 
 /// All of it.
-pub(crate) fn all(layout: &Layout, plan: &Plan) -> Result<Tools> {
+pub(crate) async fn all(layout: &Layout, plan: &Plan, clock: &dyn Clock) -> Result<Tools> {
     layout.fits(plan)?;
     let tools = tools::find()?;
     space(layout.home())?;
-    free_ports(layout, plan, &plan.regions())?;
+    free_ports(layout, plan, &plan.regions(), clock).await?;
     Ok(tools)
 }
 

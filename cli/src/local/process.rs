@@ -24,14 +24,31 @@ pub(crate) struct Identity {
     pub(crate) boot: String,
 }
 
-/// State letter and start time in the text of `/proc/PID/stat`. The command, in brackets, may hold anything.
-fn parse_stat(text: &str) -> Option<(char, u64)> {
+/// How far a process has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Running,
+    /// It was killed, and its first thread is a zombie; another one still writes to the disk, say. Until that one has
+    /// ended too, the process keeps its ports and its locks.
+    Ending,
+    /// Nothing is left but its number.
+    Ended,
+}
+
+/// What state it is in, and its start time, in the text of `/proc/PID/stat`. The command, in brackets, may hold anything.
+fn parse_stat(text: &str) -> Option<(Life, u64)> {
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_whitespace();
     let state = fields.next()?.chars().next()?;
-    // `state` is field 3, `starttime` field 22.
-    let start = fields.nth(18)?.parse().ok()?;
-    Some((state, start))
+    // `state` is field 3, `num_threads` field 20, `starttime` field 22.
+    let threads: u64 = fields.nth(16)?.parse().ok()?;
+    let start = fields.nth(1)?.parse().ok()?;
+    let life = match state {
+        'Z' | 'X' if threads > 1 => Life::Ending,
+        'Z' | 'X' => Life::Ended,
+        _ => Life::Running,
+    };
+    Some((life, start))
 }
 
 fn boot_id() -> String {
@@ -43,13 +60,15 @@ fn boot_id() -> String {
 impl Identity {
     /// Of the process that has the number `pid` now, unless it has ended (zombies have).
     pub(crate) fn of(pid: i32) -> Option<Self> {
+        let (life, identity) = Self::look(pid)?;
+        (life != Life::Ended).then_some(identity)
+    }
+
+    fn look(pid: i32) -> Option<(Life, Self)> {
         let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (state, start) = parse_stat(&text)?;
-        (!matches!(state, 'Z' | 'X')).then(|| Self {
-            pid,
-            start,
-            boot: boot_id(),
-        })
+        let (life, start) = parse_stat(&text)?;
+        let boot = boot_id();
+        Some((life, Self { pid, start, boot }))
     }
 
     /// Of this process.
@@ -57,7 +76,19 @@ impl Identity {
         i32::try_from(std::process::id()).ok().and_then(Self::of)
     }
 
-    /// Whether this very process still runs.
+    /// Whether this very process was killed and keeps its ports for a moment yet.
+    pub(crate) fn is_ending(&self) -> bool {
+        Self::look(self.pid).is_some_and(|(life, found)| life == Life::Ending && found == *self)
+    }
+
+    /// Waits while it [is ending](Self::is_ending): for the kernel only, and not for long.
+    pub(crate) async fn ended(&self, clock: &dyn Clock) {
+        if self.is_ending() {
+            let _whoever_wants_its_ports_is_told = self.wait(clock, KILL_LIMIT).await;
+        }
+    }
+
+    /// Whether anything of this very process is left, its ports for instance.
     pub(crate) fn is_alive(&self) -> bool {
         Self::of(self.pid).as_ref() == Some(self)
     }
@@ -129,16 +160,29 @@ mod tests {
 
     #[test]
     fn a_command_name_cannot_forge_fields() {
-        let tail = "R 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
+        let tail = "R 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 1 18 4711 20";
         for command in ["(a)", "(a b)", "() Z 1)", "(a) R 1 2)"] {
             assert_eq!(
                 parse_stat(&format!("12 {command} {tail}")),
-                Some(('R', 4711)),
+                Some((Life::Running, 4711)),
                 "{command}"
             );
         }
         for bad in ["", "12 (a", "12 (a) R 1 2"] {
             assert_eq!(parse_stat(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_process_has_ended_when_its_last_thread_has() {
+        for (state, threads, life) in [
+            ("R", 1, Life::Running),
+            ("S", 9, Life::Running),
+            ("Z", 2, Life::Ending),
+            ("Z", 1, Life::Ended),
+        ] {
+            let line = format!("12 (a) {state} 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 {threads} 18 4711 20");
+            assert_eq!(parse_stat(&line), Some((life, 4711)), "{line}");
         }
     }
 

@@ -47,6 +47,7 @@ pub(crate) async fn start(app: &App, region: &str) -> Result<()> {
     let lock = Lock::take(&layout, &*app.clock).await?;
     let place = installation.plan.region(region)?;
     let server = Service::in_region(&layout, region, Role::Server);
+    server.settled(&*app.clock).await;
     if server.running().is_none() {
         ports::check(place.gateway(), Protocol::Tcp, &format!("the gateway of {region}"))?;
         ports::check(place.raft(), Protocol::Tcp, &format!("the Raft service of {region}"))?;

@@ -102,14 +102,26 @@ impl Service {
 
     /// The process, if it runs.
     pub(crate) fn running(&self) -> Option<Identity> {
+        self.known()
+            .filter(|identity| identity.is_alive() && !identity.is_ending())
+    }
+
+    /// Waits while a killed process still has its ports and its locks.
+    pub(crate) async fn settled(&self, clock: &dyn Clock) {
+        if let Some(identity) = self.known() {
+            identity.ended(clock).await;
+        }
+    }
+
+    fn known(&self) -> Option<Identity> {
         let text = std::fs::read_to_string(&self.pid_file).ok()?;
         // What is left of a crash or of another program is as good as no file.
-        let identity: Identity = serde_json::from_str(&text).ok()?;
-        identity.is_alive().then_some(identity)
+        serde_json::from_str(&text).ok()
     }
 
     /// Starts it, unless it runs. `None` when it did.
     pub(crate) async fn start(&self, lock: &Lock, clock: &SharedClock) -> Result<Option<Started>> {
+        self.settled(&**clock).await;
         if self.running().is_some() {
             return Ok(None);
         }

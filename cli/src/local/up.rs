@@ -60,7 +60,7 @@ pub(crate) async fn up(app: &App, options: &Options) -> Result<()> {
     let layout = app.layout()?;
     let (plan, known) = plan(&layout, options)?;
     let fresh = !layout.home().exists();
-    checks::all(&layout, &plan)?;
+    checks::all(&layout, &plan, &*app.clock).await?;
     let prepared = prepare(app, &layout, &plan, known).await;
     if prepared.is_err() && fresh {
         // Nothing was started yet: leave the machine as it was.
