@@ -22,6 +22,7 @@ mod rocksdb;
 mod soak;
 mod source;
 mod step;
+mod test_run;
 mod tidy;
 mod up;
 
@@ -42,7 +43,7 @@ enum Task {
     /// Install what is missing, build, and start Hanse on this machine
     Up(up::Options),
     /// Run `check`, then all tests
-    Test(check::Choice),
+    Test(test_run::Choice),
     /// Check format, crate layers, house rules, lints and dependencies
     Check,
     /// Check file and function lengths, banned names and crate layers only (seconds)
@@ -99,7 +100,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Up(options) => up::up(&options)?,
-        Task::Test(choice) => return check::test(&choice),
+        Task::Test(choice) => return test_run::test(&choice),
         Task::Check => check::check()?,
         Task::Tidy => check::tidy()?,
         Task::Bench {

@@ -136,10 +136,13 @@ fn has_libclang() -> bool {
 
 fn holds_libclang(dir: &Path) -> bool {
     let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    names.map(|e| e.file_name()).any(|n| {
-        let name = n.to_string_lossy();
-        name.starts_with("libclang.so") || name.starts_with("libclang-")
-    })
+    names.map(|e| e.file_name()).any(|n| is_libclang(&n.to_string_lossy()))
+}
+
+/// `libclang.so.1`, `libclang-14.so.1`; but libclang-cpp, which comes with many packages, is another library.
+fn is_libclang(file: &str) -> bool {
+    let numbered = |rest: &str| rest.starts_with(|first: char| first.is_ascii_digit()) && rest.contains(".so");
+    file.starts_with("libclang.so") || file.strip_prefix("libclang-").is_some_and(numbered)
 }
 
 /// From Go 1.21 on, an older Go fetches the toolchain that a module asks for.
@@ -159,6 +162,22 @@ fn go_is_new_enough(version: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_library_of_clang_is_not_libclang() {
+        for (name, is) in [
+            ("libclang-cpp.so.14", false),
+            ("libclang-cpp.so", false),
+            ("libclang-14.a", false),
+            ("libclangBasic.so", false),
+            ("libclang-14.so.1", true),
+            ("libclang-14.so.14.0.6", true),
+            ("libclang.so.1", true),
+            ("libclang.so", true),
+        ] {
+            assert_eq!(is_libclang(name), is, "{name}");
+        }
+    }
 
     #[test]
     fn old_go_is_not_enough() {
