@@ -21,6 +21,10 @@ where
 {
     async fn ask(&mut self, question: Q) -> Result<A, Status> {
         self.questions.try_send(question).map_err(|_| ended())?;
+        self.answer().await
+    }
+
+    async fn answer(&mut self) -> Result<A, Status> {
         self.answers.next().await.ok_or_else(ended)?
     }
 }
@@ -66,9 +70,12 @@ where
             return Ok(answer);
         }
         let (questions, stream) = mpsc::channel(1);
+        // With the stream's head and not after its answer: that would be a second round trip, and a heartbeat that takes
+        // two is given up before it is over where one takes half of its interval.
+        questions.try_send(question).map_err(|_| ended())?;
         let answers = open(ReceiverStream::new(stream)).await?.into_inner();
         let mut line = Line { questions, answers };
-        let answer = line.ask(question).await?;
+        let answer = line.answer().await?;
         *kept = Some(line);
         Ok(answer)
     }
@@ -125,6 +132,19 @@ mod tests {
         };
         let answer = exchange.ask(2, |questions| echo.open(questions)).await.unwrap();
         assert_eq!(answer, (2, 2), "the second is asked on a stream of its own");
+    }
+
+    /// The other end answers the head when it has read the question: nobody may wait for the one before the other.
+    #[tokio::test]
+    async fn the_first_question_goes_out_with_the_stream() {
+        let exchange: Exchange<u32, Answers> = Exchange::default();
+        let slow = |mut questions: ReceiverStream<u32>| async move {
+            let first = questions.next().await.ok_or_else(ended)?;
+            let answers: Answers = futures::stream::iter([Ok((1, first))]).boxed();
+            Ok(Response::new(answers))
+        };
+        let answer = futures::FutureExt::now_or_never(exchange.ask(7, slow));
+        assert_eq!(answer.expect("no round trip is waited for").unwrap(), (1, 7));
     }
 
     #[tokio::test]
