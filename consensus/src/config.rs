@@ -137,6 +137,22 @@ pub struct NodeConfig {
 }
 
 impl NodeConfig {
+    /// Of a server called `name` that is no member yet: enough to ask others. Nobody's id is taken for anybody's, as some
+    /// may have come back under others.
+    pub(crate) fn stranger(name: &str, tls: &TlsPem, settings: &Settings) -> Self {
+        Self {
+            id: 0,
+            name: name.to_owned(),
+            listen: String::new(),
+            data_dir: PathBuf::new(),
+            tls: tls.clone(),
+            members: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            settings: settings.clone(),
+            version: String::new(),
+        }
+    }
+
     /// Whether it can work.
     pub fn check(&self) -> Result<(), ConsensusError> {
         let fault = |field, fault: String| Err(ConsensusError::Config { field, fault });

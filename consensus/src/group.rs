@@ -8,6 +8,7 @@ use crate::meters::ReadCounts;
 use crate::network::Peers;
 use crate::pending::Pending;
 use crate::read_index::ReadWaiter;
+use crate::rounds::Question;
 use crate::state_machine::{Roll, StateMachine};
 use crate::types::{GroupId, Member, NodeId, TypeConfig};
 use hanse_runtime::clock::SharedClock;
@@ -60,6 +61,7 @@ pub struct Group {
     pub roll: watch::Receiver<Arc<Roll>>,
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) reads: mpsc::Sender<ReadWaiter>,
+    pub(crate) rounds: mpsc::Sender<Question>,
     pub(crate) read_counts: ReadCounts,
     /// When the leader was last heard of, on the clock's `mono`, in milliseconds.
     pub(crate) contact: AtomicU64,

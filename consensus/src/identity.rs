@@ -15,7 +15,7 @@ use hanse_state::keys::{META_MARKER, meta_key, prefix_end};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -168,17 +168,7 @@ impl Discovery {
             address: address.clone(),
         };
         let numbered = (1..).zip(self.others.iter().map(member)).collect();
-        let config = NodeConfig {
-            id: 0,
-            name: self.name.clone(),
-            listen: String::new(),
-            data_dir: PathBuf::new(),
-            tls: self.tls.clone(),
-            members: BTreeMap::new(),
-            addresses: BTreeMap::new(),
-            settings: self.settings.clone(),
-            version: String::new(),
-        };
+        let config = NodeConfig::stranger(&self.name, &self.tls, &self.settings);
         (numbered, config)
     }
 

@@ -49,6 +49,7 @@ pub mod replicated_store;
 pub mod restore;
 pub mod revoked;
 pub mod roster;
+mod rounds;
 pub mod service;
 mod share;
 pub mod snapshot;

@@ -360,7 +360,14 @@ impl Changes {
             old,
             "a member lost log entries, and asks to come back as a new one"
         );
-        let done = self.change_here(Wish::Return(Returning { old, name }), deadline).await;
+        let seat = self.council.roster().0.seats.get(&old).cloned();
+        let address = seat.map(|seat| self.council.peers.public_address(old, &seat));
+        let asks = Returning {
+            old,
+            name,
+            address: address.as_deref(),
+        };
+        let done = self.change_here(Wish::Return(asks), deadline).await;
         let result = match done {
             Ok(()) => match successor(&self.council.roster().0, old) {
                 Some(id) => {
@@ -386,9 +393,10 @@ impl Changes {
             return Err(elsewhere("another change is under way"));
         };
         self.settle(deadline).await?;
-        // A leader that was replaced without knowing it must not refuse by what was.
-        let leads = timeout(council.clock().as_ref(), left, council.read_index_here()).await;
-        if !council.leads() || !leads.is_ok_and(|index| index.is_some()) {
+        // A leader that was replaced without knowing it must not refuse by what was, nor a new one by what it has not applied yet: an
+        // id that was just removed would be given again.
+        let leads = timeout(council.clock().as_ref(), left, council.lead_with_all()).await;
+        if !council.leads() || !leads.unwrap_or(false) {
             return Err(elsewhere("this server does not lead"));
         }
         let (wanted, live) = self.decided(wish).await.map_err(Fault::Refused)?;
@@ -397,8 +405,8 @@ impl Changes {
         self.settle(deadline).await.map_err(Fault::begun)
     }
 
-    /// What the members shall be, and who answers. That too few answer is believed only when it is seen again and again: a busy
-    /// one may be slow, and a connection may have to be made anew.
+    /// What the members shall be, and who answers. That too few answer, or that the one who asks for another's place does not, is
+    /// believed only when it is seen again and again: a busy one may be slow, and a connection may have to be made anew.
     async fn decided(&self, wish: Wish<'_>) -> Result<(Roster, BTreeSet<NodeId>), Refusal> {
         let council = &self.council;
         let mut looks = 0;
@@ -407,6 +415,7 @@ impl Changes {
             let seen = self.look().await.seen;
             let (now, _) = council.roster();
             match wish.decide(&now, &seen, council.me) {
+                Ok(_) if matches!(wish, Wish::Return(_)) && looks < LOOKS => {}
                 Ok(wanted) => return Ok((wanted, seen.live)),
                 Err(Refusal::Unreachable { .. } | Refusal::Unstarted { .. }) if looks < LOOKS => {}
                 Err(refusal) => return Err(refusal),
@@ -458,7 +467,7 @@ impl Changes {
                 self.take(&self.council, Step::Finish, at, deadline).await?;
                 Some(self.council.id)
             } else {
-                self.late(&now.plain()).await
+                self.late(&now).await
             };
             let Some(group) = late else { return Ok(()) };
             if self.council.clock().mono() >= deadline {
@@ -477,7 +486,7 @@ impl Changes {
         let has = |id: &GroupId| {
             let membership = view.groups.get(id).and_then(|status| status.membership.clone());
             let membership = membership.and_then(|record| codec::membership_from_pb(record).ok());
-            membership.is_some_and(|membership| Roster::of(&membership).plain() == *wanted)
+            membership.is_some_and(|membership| Roster::of(&membership).has_members_of(wanted))
         };
         others.copied().find(|id| !has(id))
     }

@@ -156,16 +156,26 @@ impl Peers {
         if let Some(moved) = self.inner.moved.lock().get(&id) {
             return moved.clone();
         }
-        let configured = self
-            .inner
-            .configured
-            .get(&id)
-            .filter(|configured| configured.name == member.name);
-        let mut found = configured.unwrap_or(member).clone();
+        let mut found = self.configured(id, member);
         if let Some(address) = self.inner.addresses.get(&id) {
             found.address.clone_from(address);
         }
         found
+    }
+
+    /// The same without the addresses that only this server uses.
+    fn configured(&self, id: NodeId, member: &Member) -> Member {
+        let configured = self.inner.configured.get(&id);
+        let same = configured.filter(|configured| configured.name == member.name);
+        same.unwrap_or(member).clone()
+    }
+
+    /// Where everybody reaches a member that the log knows as `seat`.
+    pub(crate) fn public_address(&self, id: NodeId, seat: &Seat) -> String {
+        if seat.moved {
+            return seat.member.address.clone();
+        }
+        self.configured(id, &seat.member).address
     }
 
     /// A connection from another server is gone.

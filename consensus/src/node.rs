@@ -18,6 +18,7 @@ use crate::purge;
 use crate::read_index::MAX_WAITING_READS;
 use crate::replicated_store::ReplicatedStore;
 use crate::roster::{Change, Roster};
+use crate::rounds::MAX_QUESTIONS;
 use crate::service::{Server, Service};
 use crate::spool::Spool;
 use crate::state_machine::StateMachine;
@@ -555,6 +556,7 @@ impl Starting<'_> {
         let raft = GroupRaft::new(self.config.id, config, network, log, state_machine).await;
         let raft = raft.map_err(raft_fault(id, "start"))?;
         let (reads, queue) = mpsc::channel(MAX_WAITING_READS);
+        let (rounds, questions) = mpsc::channel(MAX_QUESTIONS);
         let (name, stop) = (group_name(id), self.supervisor.shutdown_token().phase(Phase::Consensus));
         let forwarder = Forwarder::new(id, self.peers.clone(), self.supervisor.clone(), stop.clone());
         let group = Arc::new(Group {
@@ -569,6 +571,7 @@ impl Starting<'_> {
             roll,
             leadership: watch::Sender::new(Leadership::default()),
             reads,
+            rounds,
             read_counts: ReadCounts::default(),
             contact: AtomicU64::new(0),
         });
@@ -578,6 +581,9 @@ impl Starting<'_> {
         let task = Arc::clone(&group).run_reads(queue, stop.clone());
         self.supervisor
             .spawn(TaskKind::Consensus, format!("reads of {name}"), task);
+        let task = Arc::clone(&group).run_rounds(questions, stop.clone());
+        self.supervisor
+            .spawn(TaskKind::Consensus, format!("rounds of {name}"), task);
         let task = vacancy::watch(Arc::clone(&group), Arc::clone(self.rng), stop.clone());
         self.supervisor
             .spawn(TaskKind::Consensus, format!("succession in {name}"), task);

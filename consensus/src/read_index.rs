@@ -10,7 +10,6 @@ use crate::network::Lane;
 use crate::types::{Member, NodeId};
 use hanse_runtime::clock::timeout;
 use hanse_state::StoreError;
-use openraft::ReadPolicy;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -59,6 +58,14 @@ impl Group {
         })?;
         let index = answer.await.map_err(|_| StoreError::Stopped)??;
         self.wait_applied(index).await
+    }
+
+    /// Whether this server leads with a quorum behind it, and has applied all that was committed before this call.
+    pub(crate) async fn lead_with_all(&self) -> bool {
+        match self.read_index_here().await {
+            Some(index) => self.wait_applied(index).await.is_ok(),
+            None => false,
+        }
     }
 
     /// Waits until the entry at `index` is applied here.
@@ -151,17 +158,6 @@ impl Group {
             answer => answer.ok()?,
         };
         reply.leader.then_some(reply.index)
-    }
-
-    /// The read index, if this server leads with a quorum behind it.
-    pub(crate) async fn read_index_here(&self) -> Option<u64> {
-        match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-            Ok(linearizer) => Some(linearizer.read_log_id().index()),
-            Err(error) => {
-                tracing::debug!(group = %self.id, %error, "no read index");
-                None
-            }
-        }
     }
 
     /// The longest that a member asks at this server.

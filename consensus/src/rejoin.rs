@@ -14,7 +14,6 @@ use hanse_runtime::clock::{SharedClock, timeout};
 use hanse_runtime::supervisor::chain;
 use hanse_state::Role;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,7 +104,11 @@ impl Rejoin {
     pub async fn run(&self, clock: &SharedClock, limit: Duration) -> Result<Joined, ConsensusError> {
         let deadline = clock.mono() + limit;
         let tls = Tls::new(&self.tls, &self.name)?;
-        let peers = Peers::new(&self.stranger(), tls, Arc::clone(clock));
+        let peers = Peers::new(
+            &NodeConfig::stranger(&self.name, &self.tls, &self.settings),
+            tls,
+            Arc::clone(clock),
+        );
         let others = self.members.iter().filter(|(id, _)| **id != self.old);
         let others = others.map(|(_, member)| member.clone());
         let mut contacts: Vec<Member> = others.filter(|member| member.address != self.address).collect();
@@ -200,21 +203,6 @@ impl Rejoin {
         };
         members.insert(id, own);
         Joined { id, members }
-    }
-
-    /// By which connections are made: no id is taken for anybody's, as some may have come back under others.
-    fn stranger(&self) -> NodeConfig {
-        NodeConfig {
-            id: 0,
-            name: self.name.clone(),
-            listen: String::new(),
-            data_dir: PathBuf::new(),
-            tls: self.tls.clone(),
-            members: BTreeMap::new(),
-            addresses: BTreeMap::new(),
-            settings: self.settings.clone(),
-            version: String::new(),
-        }
     }
 }
 

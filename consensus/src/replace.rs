@@ -14,6 +14,8 @@ pub struct Returning<'a> {
     pub old: NodeId,
     /// The server that its certificate names.
     pub name: &'a str,
+    /// Where it is reached if that is not where the log says: nobody's configuration knows the new id.
+    pub address: Option<&'a str>,
 }
 
 /// The member that `old` has come back as.
@@ -54,12 +56,15 @@ pub fn replace(now: &Roster, seen: &Seen, asks: Returning<'_>) -> Result<Roster,
     if now.seats.contains_key(&fresh) || seen.removed.contains(&fresh) {
         return Err(Refusal::IdUsed { id: fresh });
     }
-    let seat = Seat {
+    let mut seat = Seat {
         held: false,
         awaits_vote: now.voting().contains(&id),
         replaces: id,
         ..seat.clone()
     };
+    if let Some(address) = asks.address {
+        address.clone_into(&mut seat.member.address);
+    }
     wanted.seats.insert(fresh, seat);
     Ok(wanted)
 }
@@ -116,7 +121,11 @@ mod tests {
         }
     }
 
-    const S3: Returning<'_> = Returning { old: 3, name: "s3" };
+    const S3: Returning<'_> = Returning {
+        old: 3,
+        name: "s3",
+        address: None,
+    };
 
     #[test]
     fn it_comes_back_without_a_vote_under_an_id_that_was_never_used() {
@@ -133,6 +142,12 @@ mod tests {
         assert_eq!(seat.member, now.seats[&3].member);
         assert_eq!(successor(&wanted, 3), Some(10));
         assert_eq!(successor(&wanted, 0), None, "of most seats it is not said");
+        let moved = Returning {
+            address: Some("10.9.9.9:1"),
+            ..S3
+        };
+        let wanted = replace(&now, &seen(&[1, 2], &[]), moved).unwrap();
+        assert_eq!(wanted.seats[&4].member.address, "10.9.9.9:1");
         let learner = replace(&roster(&[1], &[3]), &seen(&[1], &[]), S3).unwrap();
         assert!(!learner.seats[&4].awaits_vote, "one that only followed goes on as such");
     }
@@ -167,7 +182,11 @@ mod tests {
     fn of_five_two_come_back_one_after_the_other() {
         let live = &[1, 2, 4];
         let first = replace(&roster(&[1, 2, 3, 4, 5], &[]), &seen(live, &[]), S3).unwrap();
-        let fifth = Returning { old: 5, name: "s5" };
+        let fifth = Returning {
+            old: 5,
+            name: "s5",
+            ..S3
+        };
         let second = replace(&first, &seen(live, &[3]), fifth).unwrap();
         assert_eq!(second.voters, BTreeSet::from([1, 2, 4]));
         assert_eq!((successor(&second, 3), successor(&second, 5)), (Some(6), Some(7)));
@@ -176,13 +195,17 @@ mod tests {
     #[test]
     fn only_the_one_itself_may_ask_and_not_while_it_runs() {
         let now = roster(&[1, 2, 3], &[]);
-        let thief = Returning { old: 3, name: "s2" };
+        let thief = Returning { name: "s2", ..S3 };
         assert_eq!(
             replace(&now, &seen(&[1, 2], &[]), thief),
             Err(Refusal::Foreign { id: 3 })
         );
         assert_eq!(replace(&now, &seen(&[1, 2, 3], &[]), S3), Err(Refusal::Alive { id: 3 }));
-        let stranger = Returning { old: 7, name: "s7" };
+        let stranger = Returning {
+            old: 7,
+            name: "s7",
+            ..S3
+        };
         assert_eq!(
             replace(&now, &seen(&[1, 2], &[7]), stranger),
             Err(Refusal::Gone { id: 7 })
@@ -195,7 +218,7 @@ mod tests {
         let ask = |now: &Roster, live: &[NodeId]| replace(now, &seen(live, &[3]), S3);
         assert_eq!(ask(&done, &[1, 2]).as_ref(), Ok(&done));
         assert_eq!(ask(&done, &[1, 2, 4]), Err(Refusal::Alive { id: 4 }));
-        let thief = Returning { old: 3, name: "s1" };
+        let thief = Returning { name: "s1", ..S3 };
         assert_eq!(
             replace(&done, &seen(&[1, 2], &[3]), thief),
             Err(Refusal::Foreign { id: 3 })

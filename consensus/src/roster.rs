@@ -40,13 +40,24 @@ impl Roster {
         self.voters.iter().copied().chain(awaiting).collect()
     }
 
-    /// The same without what only the council needs to know: the other groups' members are compared by this.
+    /// The same without what only the council needs to know: the other groups get these members.
     pub fn plain(mut self) -> Self {
         for seat in self.seats.values_mut() {
             seat.held = false;
             seat.awaits_vote = false;
         }
         self
+    }
+
+    /// [`Roster::plain`] without whom a seat replaces: a program from before there was that keeps the members without, for ever, and
+    /// has them all the same.
+    pub fn has_members_of(&self, other: &Self) -> bool {
+        let bare = |roster: &Self| {
+            let mut bare = roster.clone().plain();
+            bare.seats.values_mut().for_each(|seat| seat.replaces = 0);
+            bare
+        };
+        bare(self) == bare(other)
     }
 
     fn address_taken(&self, by_other_than: NodeId, address: &str) -> bool {

@@ -109,7 +109,7 @@ pub struct RaftSection {
     pub election_ms: u64,
     /// MiB of a snapshot that are sent to one server in a second, so that other traffic between regions keeps its share; 0: as many
     /// as go through.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub snapshot_mib_per_second: u32,
     /// Whether this server came to a system that was there (`hanse server join`): it then never forms one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -118,6 +118,11 @@ pub struct RaftSection {
     /// operator does that.
     #[serde(default = "default_rejoin", skip_serializing_if = "Clone::clone")]
     pub rejoin: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 pub(crate) const fn default_rejoin() -> bool {

@@ -84,14 +84,20 @@ fn fault(error: ConsensusError) -> ChangeFault {
 }
 
 /// Servers that are entered and are members no more by the ids in their entries: their names and those ids, and the ids under which
-/// they came back, if they did. Pure.
+/// they came back, if they did; more than once, perhaps, since the entry was written. Pure.
 fn left_over(entered: &[Stored], removed: &BTreeSet<NodeId>, now: &Roster) -> Vec<(String, NodeId, Option<NodeId>)> {
     let gone = |stored: &Stored| {
         let server: Server = serde_json::from_slice(&stored.value).ok()?;
         let id = server.spec.id;
+        let by_name = || {
+            let mut seats = now.seats.iter();
+            seats
+                .find(|(_, seat)| seat.member.name == stored.name)
+                .map(|(id, _)| *id)
+        };
         removed
             .contains(&id)
-            .then(|| (stored.name.clone(), id, successor(now, id)))
+            .then(|| (stored.name.clone(), id, successor(now, id).or_else(by_name)))
     };
     entered.iter().filter_map(gone).collect()
 }
@@ -201,6 +207,7 @@ pub(crate) async fn tell_progress(node: Node, clock: SharedClock, stop: Cancella
 mod tests {
     use super::*;
     use bytes::Bytes;
+    use hanse_consensus::Member;
     use hanse_consensus::Seat as RaftSeat;
     use std::collections::BTreeMap;
 
@@ -238,12 +245,20 @@ mod tests {
             replaces: 3,
             ..RaftSeat::default()
         };
+        let twice = RaftSeat {
+            replaces: 9,
+            ..RaftSeat::of(Member {
+                name: "d".into(),
+                address: "h:1".into(),
+            })
+        };
         let now = Roster {
-            seats: BTreeMap::from([(1, RaftSeat::default()), (10, back)]),
+            seats: BTreeMap::from([(1, RaftSeat::default()), (10, back), (11, twice)]),
             ..Roster::default()
         };
-        let entered = [entry("a", 1), entry("b", 2), entry("c", 3), broken];
-        let gone = left_over(&entered, &BTreeSet::from([2, 3, 9]), &now);
-        assert_eq!(gone, [("b".to_owned(), 2, None), ("c".to_owned(), 3, Some(10))]);
+        let entered = [entry("a", 1), entry("b", 2), entry("c", 3), entry("d", 4), broken];
+        let gone = left_over(&entered, &BTreeSet::from([2, 3, 4, 9]), &now);
+        let expected = [("b", 2, None), ("c", 3, Some(10)), ("d", 4, Some(11))];
+        assert_eq!(gone, expected.map(|(name, id, new)| (name.to_owned(), id, new)));
     }
 }

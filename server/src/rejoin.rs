@@ -16,6 +16,7 @@ use hanse_state::engine::EngineError;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// How long a server asks the others for a new id.
@@ -66,6 +67,15 @@ pub(crate) enum Hindrance {
     Again(PathBuf),
     #[error("there is no other server that could have what it lost: restore a backup")]
     Alone,
+    #[error(
+        "what it has is kept, and the same comes from the others twice, as a snapshot and as data: {needed} MiB must be free, and {free} are; make room and start it again"
+    )]
+    NoRoom { free: u64, needed: u64 },
+    #[error(
+        "{} is on another file system than the data directory, so what it has cannot be put aside: move it away, leave an empty directory, and let this server join by a token",
+        .0.display()
+    )]
+    Apart(PathBuf),
 }
 
 /// What decides whether a server may come back by itself.
@@ -81,6 +91,12 @@ struct Facts {
     aside: Option<PathBuf>,
     /// Servers beside it in its configuration.
     others: usize,
+    /// Bytes that are free.
+    free: u64,
+    /// Bytes of its store.
+    store: u64,
+    /// A part of its data that cannot be moved within the data directory.
+    apart: Option<PathBuf>,
 }
 
 /// Whether it may ask the others. Pure.
@@ -94,7 +110,43 @@ fn hindrance(facts: &Facts) -> Option<Hindrance> {
     if let Some(aside) = &facts.aside {
         return Some(Hindrance::Again(aside.clone()));
     }
-    (facts.others == 0).then_some(Hindrance::Alone)
+    if facts.others == 0 {
+        return Some(Hindrance::Alone);
+    }
+    if let Some(apart) = &facts.apart {
+        return Some(Hindrance::Apart(apart.clone()));
+    }
+    let needed = facts.store.saturating_mul(2).saturating_add(files::FREE_SPACE_MIN);
+    (facts.free < needed).then_some(Hindrance::NoRoom {
+        free: facts.free >> 20,
+        needed: needed >> 20,
+    })
+}
+
+/// Bytes of the files in `folder`; the store has no folders in it.
+fn size(folder: &Path) -> io::Result<u64> {
+    let mut sum = 0;
+    if !folder.exists() {
+        return Ok(0);
+    }
+    for entry in fs::read_dir(folder)? {
+        sum += entry?.metadata()?.len();
+    }
+    Ok(sum)
+}
+
+/// The part of the data that is on a file system of its own.
+fn apart(data_dir: &Path) -> io::Result<Option<PathBuf>> {
+    let own = fs::metadata(data_dir)?.dev();
+    for part in [files::store_dir(data_dir), raft_dir(data_dir)] {
+        match fs::metadata(&part) {
+            Ok(found) if found.dev() != own => return Ok(Some(part)),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 /// Whether data lies there that a crash kept from being put aside: it is that of the id before. Pure.
@@ -253,13 +305,16 @@ pub(crate) fn is_loss(error: &ServerError) -> bool {
 
 /// Whether the server may ask the others for a new id.
 pub(crate) fn may_ask(config: &ServerConfig) -> Result<Option<Hindrance>, ServerError> {
-    let aside = config.data_dir.join(ASIDE);
+    let (aside, store) = (config.data_dir.join(ASIDE), files::store_dir(&config.data_dir));
     let facts = Facts {
         allowed: config.raft.rejoin,
         stored: stored(&config.data_dir)?,
         id: config.id,
         aside: Some(aside).filter(|path| path.exists()),
         others: config.members.len().saturating_sub(1),
+        free: files::free_space(&config.data_dir)?,
+        store: size(&store).map_err(fault(&store, "cannot be examined"))?,
+        apart: apart(&config.data_dir).map_err(fault(&config.data_dir, "cannot be examined"))?,
     };
     Ok(hindrance(&facts))
 }
@@ -360,8 +415,11 @@ mod tests {
             id: 3,
             aside: None,
             others: 1,
+            free: 456 << 20,
+            store: 100 << 20,
+            apart: None,
         };
-        let cases: [(&str, Facts, Option<Hindrance>, &str); 6] = [
+        let cases: [(&str, Facts, Option<Hindrance>, &str); 8] = [
             ("as it should be", good.clone(), None, ""),
             (
                 "switched off",
@@ -401,9 +459,30 @@ mod tests {
             ),
             (
                 "the only one",
-                Facts { others: 0, ..good },
+                Facts {
+                    others: 0,
+                    ..good.clone()
+                },
                 Some(Hindrance::Alone),
                 "restore a backup",
+            ),
+            (
+                "a disk that has no room for two more",
+                Facts {
+                    free: 455 << 20,
+                    ..good.clone()
+                },
+                Some(Hindrance::NoRoom { free: 455, needed: 456 }),
+                "456 MiB must be free, and 455 are",
+            ),
+            (
+                "a store on a disk of its own",
+                Facts {
+                    apart: Some("x/store".into()),
+                    ..good
+                },
+                Some(Hindrance::Apart("x/store".into())),
+                "x/store is on another file system",
             ),
         ];
         for (case, facts, expected, words) in cases {

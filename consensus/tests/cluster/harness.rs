@@ -554,6 +554,18 @@ pub async fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Whether it comes true within `limit`.
+pub async fn wait_until(limit: Duration, mut look: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while !look() {
+        if start.elapsed() > limit {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    true
+}
+
 pub fn access() -> Access {
     Access::tenant("t")
 }
@@ -591,6 +603,16 @@ pub fn get(key: &str) -> pb::RangeRequest {
     pb::RangeRequest {
         key: key.to_owned().into(),
         ..Default::default()
+    }
+}
+
+/// A leader that the machine gives no time for a second or two keeps its office. For tests in which no write may fail although no leader
+/// dies: with the usual times a busy machine changes leaders by itself.
+pub fn patient(settings: Settings) -> Settings {
+    Settings {
+        election_min: Duration::from_secs(2),
+        election_max: Duration::from_secs(4),
+        ..settings
     }
 }
 

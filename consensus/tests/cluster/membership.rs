@@ -1,7 +1,7 @@
 //! Servers that come and go while the cluster works.
 
 use crate::TENANTS;
-use crate::harness::{Cluster, Link, SOON, access, eager_snapshots, get, put, wait_for};
+use crate::harness::{Cluster, Link, SOON, access, eager_snapshots, get, patient, put, wait_for};
 use crate::writers::Writers;
 use hanse_consensus::{Change, ConsensusError, GROUPS, GroupId, NodeId, Refusal, Roster, Settings};
 use hanse_state::Store;
@@ -113,7 +113,7 @@ pub(crate) async fn has_all(cluster: &Cluster, at: NodeId, written: &BTreeMap<St
 
 #[tokio::test]
 async fn one_server_becomes_three_and_one_again_without_a_failed_write() {
-    let mut cluster = Cluster::start(1, true, eager_snapshots()).await;
+    let mut cluster = Cluster::start(1, true, patient(eager_snapshots())).await;
     let writers = Strict::start(&cluster, 1);
     writers.more(200).await;
     for (id, at) in [(2, 1), (3, 2)] {
@@ -151,7 +151,7 @@ async fn one_server_becomes_three_and_one_again_without_a_failed_write() {
 
 #[tokio::test]
 async fn a_leader_that_is_removed_hands_over_stops_and_stays_out() {
-    let mut cluster = Cluster::start(3, true, Settings::default()).await;
+    let mut cluster = Cluster::start(3, true, patient(Settings::default())).await;
     let leader = cluster.leader(COUNCIL).await;
     let others: Vec<NodeId> = (1..=3).filter(|id| *id != leader).collect();
     held(&cluster, leader, &[1, 2, 3]).await;
@@ -293,7 +293,7 @@ async fn one_server_that_was_idle_takes_a_second_in() {
 
 #[tokio::test]
 async fn a_learner_that_dies_while_it_is_filled_costs_nothing() {
-    let mut cluster = Cluster::start(1, true, eager_snapshots()).await;
+    let mut cluster = Cluster::start(1, true, patient(eager_snapshots())).await;
     let writers = Strict::start(&cluster, 1);
     writers.more(500).await;
     cluster.add_machine(2);
