@@ -5,7 +5,8 @@
 //! write's time at one and a half times what it is when hardly anything else is under way. Each batch of times moves the number by their ratio, and up
 //! by one (a gradient limit, as in Netflix's concurrency-limits; TCP Vegas is its ancestor). Unlike there, the time at rest is learned
 //! only from writes that had (almost) no company: so a load that goes on for hours does not become the measure of itself. If rest
-//! itself gets slower, the number sinks to its least, and what is under way then has no company: it is learned anew.
+//! itself gets slower, the number sinks to its least, and rest is learned anew: from what is under way then if one space writes,
+//! and where several do, each with its least, from how long their writes take once the number has stayed there.
 //!
 //! Pure: times are arguments.
 
@@ -23,6 +24,10 @@ const STRETCH: f64 = 1.5;
 const OUTLIER: f64 = 4.0;
 /// The weight of one more write at rest.
 const LEARN: f64 = 1.0 / 32.0;
+/// First writes at rest of which only the fastest counts: one that waited for the first leader would be the measure for long.
+const FIRST: u32 = 16;
+/// Batches at the least number after which that is taken for a log that has become slower.
+const STUCK: u32 = 8;
 
 /// The number, and what it is moved by.
 #[derive(Clone, Debug)]
@@ -31,6 +36,10 @@ pub(crate) struct Share {
     most: f64,
     /// Seconds of a write at rest.
     rest: Option<f64>,
+    /// Writes at rest so far, up to [`FIRST`].
+    seen: u32,
+    /// Batches in a row at the least number, up to [`STUCK`].
+    stuck: u32,
     /// Seconds of the batch so far.
     sum: f64,
     count: u32,
@@ -43,6 +52,8 @@ impl Share {
             limit: limit.clamp(1, most.max(1)) as f64,
             most: most.max(1) as f64,
             rest: None,
+            seen: 0,
+            stuck: 0,
             sum: 0.0,
             count: 0,
         }
@@ -57,9 +68,7 @@ impl Share {
     pub(crate) fn took(&mut self, time: Duration, company: usize) {
         let time = time.as_secs_f64();
         if company <= COMPANY {
-            let rest = self.rest.unwrap_or(time);
-            // One that waited for a leader says nothing of the log at rest.
-            self.rest = Some(rest + (time.min(rest * OUTLIER) - rest) * LEARN);
+            self.rested(time);
         }
         self.sum += time;
         self.count += 1;
@@ -71,7 +80,27 @@ impl Share {
         // A batch that was all at once would say it takes no time: a ratio of any size means no more than that there is room.
         let ratio = (STRETCH * rest / mean.max(f64::MIN_POSITIVE)).clamp(0.5, 1.0);
         let least = self.most.min(LEAST as f64);
-        self.limit = (self.limit * ratio + 1.0).clamp(least, self.most);
+        let wanted = self.limit * ratio + 1.0;
+        self.limit = wanted.clamp(least, self.most);
+        self.stuck = if wanted < least + 1.0 {
+            (self.stuck + 1).min(STUCK)
+        } else {
+            0
+        };
+        if self.stuck == STUCK {
+            self.rest = Some(rest + (mean / STRETCH - rest).max(0.0) * LEARN);
+        }
+    }
+
+    fn rested(&mut self, time: f64) {
+        let rest = self.rest.unwrap_or(time);
+        if self.seen < FIRST {
+            self.seen += 1;
+            self.rest = Some(rest.min(time));
+            return;
+        }
+        // One that waited for a leader says nothing of the log at rest.
+        self.rest = Some(rest + (time.min(rest * OUTLIER) - rest) * LEARN);
     }
 }
 
@@ -157,6 +186,29 @@ mod tests {
         }
         slow.goes_on(&mut share, 50_000);
         assert!(share.limit() > 30, "{}", share.limit());
+    }
+
+    #[test]
+    fn two_loud_spaces_get_on_when_rest_gets_slower() {
+        let (fast, slow) = (Log { alone: 1.0, each: 0.01 }, Log { alone: 30.0, each: 0.3 });
+        let mut share = Share::new(64, 1024);
+        fast.rests(&mut share);
+        fast.goes_on(&mut share, 10_000);
+        for _ in 0..50_000 {
+            // Both have all they may: nobody is ever without company.
+            let company = share.limit() * 2;
+            share.took(slow.time(company), company);
+        }
+        assert!(share.limit() > 15, "{}", share.limit());
+    }
+
+    #[test]
+    fn a_first_write_that_waited_for_a_leader_is_not_the_measure() {
+        let (log, mut share) = (Log { alone: 1.5, each: 0.15 }, Share::new(64, 1024));
+        share.took(Duration::from_secs(5), 1);
+        log.rests(&mut share);
+        log.goes_on(&mut share, 10_000);
+        assert!(share.limit() <= 8, "{}", share.limit());
     }
 
     proptest! {
