@@ -48,16 +48,21 @@ impl HanseServers {
         let now = SystemClock::shared().wall();
         let ca = Ca::generate("bench", 1, now)?;
         let ports = free_ports(count * PORTS)?;
+        let folder = dir.path().to_owned();
         let place = Place {
-            dir: dir.path(),
+            dir: &folder,
             ca: &ca,
             members: members(&ports),
             url: format!("https://{}", local(ports[0])),
         };
-        let mut servers = Vec::new();
+        let mut all = Self {
+            ca_pem: ca.cert_pem().to_owned(),
+            servers: Vec::new(),
+            _dir: dir,
+        };
         for (n, ports) in ports.chunks(PORTS).enumerate() {
             let config = place.config(n, ports)?;
-            let log = dir.path().join(format!("server-{n}.log"));
+            let log = folder.join(format!("server-{n}.log"));
             let output = File::create(&log).context("open a log")?;
             let mut command = Command::new(program);
             command.args(["server", "--config"]).arg(config).stdin(Stdio::null());
@@ -68,13 +73,10 @@ impl HanseServers {
                 .spawn()
                 .with_context(|| format!("start {}", program.display()))?;
             let gateway = local(ports[0]);
-            servers.push(Server { gateway, log, child });
+            // In its place at once: an error from here on ends those that run.
+            all.servers.push(Server { gateway, log, child });
         }
-        Ok(Self {
-            ca_pem: ca.cert_pem().to_owned(),
-            servers,
-            _dir: dir,
-        })
+        Ok(all)
     }
 
     /// Where their gateways listen.

@@ -10,6 +10,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+/// For a leader to be there and to be told, whoever was killed.
+const LEADER_LIMIT: Duration = Duration::from_secs(30);
+
 /// An installation under test.
 #[derive(Debug)]
 pub struct World {
@@ -198,8 +201,17 @@ impl World {
         serde_json::from_str(&self.hanse(&["status", "-o", "json"])?).context("read the status")
     }
 
-    /// Region of the server that leads the Raft group `group`.
+    /// Region of the server that leads the Raft group `group`; for a moment it may be none, or one that is slow to say so.
     pub fn leader(&self, group: u64) -> Result<String> {
+        let mut found = String::new();
+        self.until("a leader", LEADER_LIMIT, || {
+            found = self.leader_now(group)?;
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    fn leader_now(&self, group: u64) -> Result<String> {
         let status = self.status()?;
         let servers = status["servers"].as_array().map(Vec::as_slice).unwrap_or_default();
         let leads = |server: &&Value| {

@@ -155,11 +155,10 @@ async fn comes_back_from_damage(
     data: &Path,
 ) -> Result<()> {
     world.process("server", region)?.kill()?;
-    let files = fs::read_dir(data.join("store"))?.map(|entry| entry.map(|entry| entry.path()));
-    let files = files.collect::<Result<Vec<_>, _>>()?;
-    let is_manifest = |path: &&PathBuf| path.to_string_lossy().contains("MANIFEST");
-    let manifest = files.iter().find(is_manifest).context("a store without a manifest")?;
-    let mut bytes = fs::read(manifest)?;
+    // A killed store may have an older manifest as well.
+    let current = fs::read_to_string(data.join("store/CURRENT"))?;
+    let manifest = data.join("store").join(current.trim());
+    let mut bytes = fs::read(&manifest)?;
     *bytes.get_mut(20).context("an empty manifest")? ^= 1;
     fs::write(manifest, bytes)?;
     start(world, region)?;

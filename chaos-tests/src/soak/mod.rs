@@ -128,15 +128,11 @@ pub async fn run(plan: &Plan, tools: &Tools) -> Result<Report> {
         let log = follower.log();
         (breaks + log.breaks.len(), relists + log.relists.len())
     });
-    let mut errors: BTreeMap<String, usize> = BTreeMap::new();
-    for (_, why) in tally.errors() {
-        *errors.entry(why).or_default() += 1;
-    }
     Ok(Report {
         seed: plan.seed,
         seconds: loaded.as_secs_f64(),
         lines: tally.lines(),
-        errors,
+        errors: tally.errors_by_cause(),
         kills: outages.len(),
         longest: tally.longest().0.as_secs_f64(),
         objects: books.values().map(BTreeMap::len).sum(),
@@ -163,7 +159,9 @@ async fn faults(plan: &Plan, cluster: &mut Cluster, server: &mut ApiServer, tall
     let mut said = begun;
     let mut outages: Vec<Outage> = Vec::new();
     let mut next = begun + plan.between.mul_f64(0.5);
-    while begun.elapsed() < plan.duration {
+    // A member that took long to come back must not leave the run without what it is for.
+    let late = |kills: usize| kills < LEAST_KILLS && begun.elapsed() < plan.duration * 3;
+    while begun.elapsed() < plan.duration || late(outages.len()) {
         if Instant::now() >= next {
             let from = Instant::now();
             let led = cluster.leader().await?;
@@ -319,3 +317,5 @@ async fn watches(followers: &[Follower], books: &BTreeMap<Kind, Book>) -> Result
     }
     Ok(())
 }
+/// Members killed at least, however long they take to come back.
+const LEAST_KILLS: usize = 2;

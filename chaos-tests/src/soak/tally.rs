@@ -124,6 +124,14 @@ impl Tally {
         self.lock().errors.clone()
     }
 
+    pub(super) fn errors_by_cause(&self) -> BTreeMap<String, usize> {
+        let mut causes = BTreeMap::new();
+        for (_, why) in self.errors() {
+            *causes.entry(why).or_default() += 1;
+        }
+        causes
+    }
+
     pub(super) fn lines(&self) -> Vec<Line> {
         let inner = self.lock();
         let line = |(verb, took): (&&'static str, &Vec<u32>)| {

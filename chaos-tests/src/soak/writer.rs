@@ -150,6 +150,8 @@ impl Writer {
                 Answer::Unknown => life.doubtful = true,
                 Answer::Conflict if life.doubtful => match self.read(&name).await? {
                     Some(made) => break made,
+                    // One that was made at once may have lived its time meanwhile.
+                    None if self.kind == Kind::Event => {}
                     None => bail!("{name} is there when it is to be made, and is not when it is read"),
                 },
                 answer => bail!("{name} is to be made: {answer:?}"),
