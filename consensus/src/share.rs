@@ -5,8 +5,9 @@
 //! write's time at one and a half times what it is when hardly anything else is under way. Each batch of times moves the number by their ratio, and up
 //! by one (a gradient limit, as in Netflix's concurrency-limits; TCP Vegas is its ancestor). Unlike there, the time at rest is learned
 //! only from writes that had (almost) no company: so a load that goes on for hours does not become the measure of itself. If rest
-//! itself gets slower, the number sinks to its least, and rest is learned anew: from what is under way then if one space writes,
-//! and where several do, each with its least, from how long their writes take once the number has stayed there.
+//! itself gets slower, the number sinks to its least, and rest is learned anew: from what is under way then if one space writes.
+//! Where several do, each with its least, nobody is ever without company; but company of so many cannot make a write take more
+//! than so many times its time at rest. If that is what it takes at the least number, it is the log that has become slower.
 //!
 //! Pure: times are arguments.
 
@@ -42,6 +43,8 @@ pub(crate) struct Share {
     stuck: u32,
     /// Seconds of the batch so far.
     sum: f64,
+    /// The company of its writes, added up.
+    company: f64,
     count: u32,
 }
 
@@ -55,6 +58,7 @@ impl Share {
             seen: 0,
             stuck: 0,
             sum: 0.0,
+            company: 0.0,
             count: 0,
         }
     }
@@ -71,12 +75,13 @@ impl Share {
             self.rested(time);
         }
         self.sum += time;
+        self.company += company as f64;
         self.count += 1;
         let Some(rest) = self.rest.filter(|_| self.count >= BATCH) else {
             return;
         };
-        let mean = self.sum / f64::from(self.count);
-        (self.sum, self.count) = (0.0, 0);
+        let (mean, company) = (self.sum / f64::from(self.count), self.company / f64::from(self.count));
+        (self.sum, self.company, self.count) = (0.0, 0.0, 0);
         // A batch that was all at once would say it takes no time: a ratio of any size means no more than that there is room.
         let ratio = (STRETCH * rest / mean.max(f64::MIN_POSITIVE)).clamp(0.5, 1.0);
         let least = self.most.min(LEAST as f64);
@@ -87,8 +92,9 @@ impl Share {
         } else {
             0
         };
-        if self.stuck == STUCK {
-            self.rest = Some(rest + (mean / STRETCH - rest).max(0.0) * LEARN);
+        if self.stuck == STUCK && mean > rest * company {
+            self.rest = Some(mean);
+            self.stuck = 0;
         }
     }
 
@@ -200,6 +206,17 @@ mod tests {
             share.took(slow.time(company), company);
         }
         assert!(share.limit() > 15, "{}", share.limit());
+    }
+
+    #[test]
+    fn many_loud_spaces_are_not_the_measure() {
+        let (log, mut share) = (Log { alone: 1.5, each: 0.15 }, Share::new(64, 1024));
+        log.rests(&mut share);
+        for _ in 0..50_000 {
+            let company = share.limit() * 20;
+            share.took(log.time(company), company);
+        }
+        assert_eq!(share.limit(), LEAST);
     }
 
     #[test]
